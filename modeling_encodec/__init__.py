@@ -1,0 +1,31 @@
+"""EnCodec, whole and native to the Hugging Face stack. Each name is imported from its module when first used."""
+
+import importlib
+
+
+_MODULES = {
+    "EncodecConfig": "modeling_encodec.configuration_encodec",
+    "EncodecFeatureExtractor": "modeling_encodec.processors.feature_extraction_encodec",
+    "EncodecModel": "modeling_encodec.modeling_encodec",
+    "bundled_checkpoint": "modeling_encodec.checkpoints",
+    "compress": "modeling_encodec.bitstream.compression",
+    "compress_to_file": "modeling_encodec.bitstream.compression",
+    "decompress": "modeling_encodec.bitstream.compression",
+    "decompress_from_file": "modeling_encodec.bitstream.compression",
+    "read_audio": "modeling_encodec.processors.audio",
+    "register_auto_classes": "modeling_encodec.auto_classes",
+    "write_audio": "modeling_encodec.processors.audio",
+}
+
+__version__ = "0.1.0"
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module 'modeling_encodec' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
