@@ -1,0 +1,238 @@
+# Copyright 2026 The modeling-encodec authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of an EnCodec model: fields, derived numbers and their checks.
+
+Field names and defaults are those of Transformers' own ``EncodecConfig`` (5.23), so one ``config.json`` serves both.
+The checks are stricter: a configuration that cannot work is refused here, with the value and what is allowed, and
+nowhere else. Presets are the released models of the paper (arXiv 2210.13438, section 3.1 and 4.1) and MusicGen's codec.
+"""
+
+import math
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+
+NORM_TYPES = ("weight_norm", "time_group_norm")
+PAD_MODES = ("reflect", "constant", "replicate")
+
+
+@strict
+class EncodecConfig(PreTrainedConfig):
+    r"""Configuration of [`EncodecModel`]. The defaults are the 24 kHz mono model of the paper.
+
+    Args:
+        target_bandwidths (`list[float]`): bandwidths in kbps the model is trained for, ascending. The largest one sets
+            how many codebooks the model has.
+        sampling_rate (`int`): in Hz.
+        audio_channels (`int`): 1 for mono, 2 for stereo.
+        normalize (`bool`): divide each chunk by its loudness before encoding; the scale travels with the codes.
+        chunk_length_s (`float`, *optional*): length in seconds of independently coded chunks; `None` codes the whole
+            signal at once.
+        overlap (`float`, *optional*): overlap of consecutive chunks, a fraction of the chunk in [0, 1).
+        hidden_size (`int`): width of the latent between encoder and quantiser.
+        num_filters (`int`): width of the first convolution; doubled by every downsampling.
+        num_residual_layers (`int`): residual units per downsampling.
+        upsampling_ratios (`list[int]`): strides in the decoder's order; the encoder uses them reversed.
+        norm_type (`str`): `"weight_norm"` or `"time_group_norm"` (one group, statistics over channels and time).
+        kernel_size, last_kernel_size, residual_kernel_size (`int`): convolution kernels.
+        dilation_growth_rate (`int`): dilation of the j-th residual unit is this to the power j.
+        use_causal_conv (`bool`): pad on the left only.
+        pad_mode (`str`): `"reflect"`, `"constant"` (zeros) or `"replicate"`.
+        compress (`int`): residual units narrow to `dim // compress`.
+        num_lstm_layers (`int`): LSTM layers in encoder and in decoder.
+        trim_right_ratio (`float`): share of a causal transposed convolution's excess that is cut on the right.
+        codebook_size (`int`): entries per codebook; need not be a power of two.
+        codebook_dim (`int`, *optional*): width of the codebook vectors, `hidden_size` by default and in every model.
+        use_conv_shortcut (`bool`): 1x1 convolution instead of the identity round a residual unit.
+
+    Raises:
+        ValueError: for any value that cannot make a working model, with the value and what is allowed.
+    """
+
+    model_type = "encodec"
+
+    target_bandwidths: list[int | float] | tuple[int | float, ...] = (1.5, 3.0, 6.0, 12.0, 24.0)
+    sampling_rate: int = 24_000
+    audio_channels: int = 1
+    normalize: bool = False
+    chunk_length_s: int | float | None = None
+    overlap: int | float | None = None
+    hidden_size: int = 128
+    num_filters: int = 32
+    num_residual_layers: int = 1
+    upsampling_ratios: list[int] | tuple[int, ...] = (8, 5, 4, 2)
+    norm_type: str = "weight_norm"
+    kernel_size: int = 7
+    last_kernel_size: int = 7
+    residual_kernel_size: int = 3
+    dilation_growth_rate: int = 2
+    use_causal_conv: bool = True
+    pad_mode: str = "reflect"
+    compress: int = 2
+    num_lstm_layers: int = 2
+    trim_right_ratio: int | float = 1.0
+    codebook_size: int = 1024
+    codebook_dim: int | None = None
+    use_conv_shortcut: bool = True
+
+    def __post_init__(self, **kwargs):
+        if self.codebook_dim is None:
+            self.codebook_dim = self.hidden_size
+        self._check_architecture()
+        self._check_codebooks()
+        self._check_chunks()
+        super().__post_init__(**kwargs)
+
+    # ---- presets -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def preset_24khz(cls, **overrides) -> "EncodecConfig":
+        """24 kHz mono, causal, weight norm, 1.5 to 24 kbps (facebook/encodec_24khz)."""
+        return cls(**overrides)
+
+    @classmethod
+    def preset_48khz(cls, **overrides) -> "EncodecConfig":
+        """48 kHz stereo in 1 s chunks with 10 ms overlap, GroupNorm, 3 to 24 kbps (facebook/encodec_48khz)."""
+        preset = {
+            "target_bandwidths": [3.0, 6.0, 12.0, 24.0],
+            "sampling_rate": 48_000,
+            "audio_channels": 2,
+            "normalize": True,
+            "chunk_length_s": 1.0,
+            "overlap": 0.01,
+            "norm_type": "time_group_norm",
+            "use_causal_conv": False,
+        }
+        return cls(**(preset | overrides))
+
+    @classmethod
+    def preset_32khz(cls, **overrides) -> "EncodecConfig":
+        """MusicGen's codec: 32 kHz mono, non-causal, 4 codebooks of 2048 at 50 Hz (facebook/encodec_32khz)."""
+        preset = {
+            "target_bandwidths": [2.2],
+            "sampling_rate": 32_000,
+            "num_filters": 64,
+            "upsampling_ratios": [8, 5, 4, 4],
+            "codebook_size": 2048,
+            "use_causal_conv": False,
+            "use_conv_shortcut": False,
+        }
+        return cls(**(preset | overrides))
+
+    # ---- derived numbers -----------------------------------------------------------------------------------------
+
+    @property
+    def chunk_length(self) -> int | None:
+        """Samples per chunk, `None` when the whole signal is coded at once."""
+        return None if self.chunk_length_s is None else int(self.chunk_length_s * self.sampling_rate)
+
+    @property
+    def chunk_stride(self) -> int | None:
+        """Samples from one chunk's start to the next one's."""
+        if self.chunk_length_s is None or self.overlap is None:
+            return None
+        return max(1, int((1.0 - self.overlap) * self.chunk_length))
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame of codes."""
+        return math.prod(self.upsampling_ratios)
+
+    @property
+    def frame_rate(self) -> int:
+        """Frames per second, rounded up."""
+        return math.ceil(self.sampling_rate / self.hop_length)
+
+    @property
+    def codebook_nbits(self) -> int:
+        """Bits that one code takes when packed."""
+        return math.ceil(math.log2(self.codebook_size))
+
+    @property
+    def num_quantizers(self) -> int:
+        """Codebooks of the model: as many as the largest bandwidth pays for."""
+        return int(1000 * self.target_bandwidths[-1] // (self.frame_rate * self.codebook_nbits))
+
+    def num_quantizers_for_bandwidth(self, bandwidth: float) -> int:
+        """Codebooks used at `bandwidth` kbps: as many as it pays for, at least one, at most the model's."""
+        bits_per_second = math.log2(self.codebook_size) * self.frame_rate
+        return min(max(1, math.floor(bandwidth * 1000 / bits_per_second)), self.num_quantizers)
+
+    # ---- checks: plain ValueErrors; @strict has seen to the types before -----------------------------------------
+
+    def _check_architecture(self):
+        """Sizes that must be positive, names that must be known, ratios that must multiply to a real hop."""
+        for name in (
+            *("sampling_rate", "hidden_size", "num_filters", "kernel_size", "last_kernel_size"),
+            *("residual_kernel_size", "dilation_growth_rate", "compress", "num_lstm_layers"),
+        ):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        _require(self.num_residual_layers >= 0, "num_residual_layers", self.num_residual_layers, "at least 0")
+        _require(self.audio_channels in (1, 2), "audio_channels", self.audio_channels, "1 or 2")
+        _require(self.norm_type in NORM_TYPES, "norm_type", self.norm_type, f"one of {', '.join(NORM_TYPES)}")
+        _require(self.pad_mode in PAD_MODES, "pad_mode", self.pad_mode, f"one of {', '.join(PAD_MODES)}")
+        ratios = list(self.upsampling_ratios)
+        _require(ratios and min(ratios) >= 1, "upsampling_ratios", ratios, "one or more whole numbers of at least 1")
+        _require(
+            self.compress <= self.num_filters, "compress", self.compress, f"at most num_filters ({self.num_filters})"
+        )
+        _require(0 <= self.trim_right_ratio <= 1, "trim_right_ratio", self.trim_right_ratio, "a number in [0, 1]")
+        _require(
+            self.use_causal_conv or self.trim_right_ratio == 1,
+            "trim_right_ratio",
+            self.trim_right_ratio,
+            "1 unless use_causal_conv is set",
+        )
+        _require(
+            not (self.use_causal_conv and self.norm_type == "time_group_norm"),
+            "norm_type",
+            self.norm_type,
+            "weight_norm when use_causal_conv is set (group norm looks at the whole chunk)",
+        )
+
+    def _check_codebooks(self):
+        """Codebooks of at least two entries, as wide as the latent, paid for by every bandwidth."""
+        _require(self.codebook_size >= 2, "codebook_size", self.codebook_size, "at least 2")
+        _require(
+            self.codebook_dim in (None, self.hidden_size),
+            "codebook_dim",
+            self.codebook_dim,
+            f"hidden_size ({self.hidden_size}): there is no projection between latent and codebooks",
+        )
+        bandwidths = list(self.target_bandwidths)
+        _require(len(bandwidths) > 0, "target_bandwidths", bandwidths, "one or more bandwidths in kbps")
+        _require(
+            all(math.isfinite(b) for b in bandwidths) and bandwidths == sorted(set(bandwidths)),
+            "target_bandwidths",
+            bandwidths,
+            "finite and strictly ascending",
+        )
+        one_codebook = self.frame_rate * self.codebook_nbits / 1000
+        _require(
+            bandwidths[0] >= one_codebook,
+            "target_bandwidths",
+            bandwidths,
+            f"at least {one_codebook:g} kbps each, the price of one codebook",
+        )
+
+    def _check_chunks(self):
+        """Chunks of at least one hop, with an overlap whenever there are chunks."""
+        if self.overlap is not None:
+            _require(0 <= self.overlap < 1, "overlap", self.overlap, "a number in [0, 1)")
+        if self.chunk_length_s is None:
+            return
+        _require(
+            math.isfinite(self.chunk_length_s) and self.chunk_length >= self.hop_length,
+            "chunk_length_s",
+            self.chunk_length_s,
+            f"at least one hop ({self.hop_length / self.sampling_rate:g} s)",
+        )
+        _require(self.overlap is not None, "overlap", self.overlap, "a number in [0, 1) when chunk_length_s is set")
+
+
+def _require(condition, name: str, value, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {value!r}, allowed: {allowed}")
+
+
+__all__ = ["EncodecConfig"]
