@@ -1,0 +1,24 @@
+"""Making Transformers' Auto classes return this project's classes, on request."""
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+from transformers.models.auto import feature_extraction_auto, modeling_auto
+
+from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
+
+
+def register_auto_classes() -> None:
+    """From now on, in this process, `AutoConfig`, `AutoModel`, `AutoModelForAudioTokenization` and
+    `AutoFeatureExtractor` return these classes for EnCodec checkpoints.
+
+    That holds for models with an EnCodec inside (MusicGen) too, which is why importing the package does not do it.
+    """
+    AutoConfig.register("encodec", EncodecConfig, exist_ok=True)
+    AutoModel.register(EncodecConfig, EncodecModel, exist_ok=True)
+    modeling_auto.AutoModelForAudioTokenization.register(EncodecConfig, EncodecModel, exist_ok=True)
+    AutoFeatureExtractor.register(EncodecConfig, EncodecFeatureExtractor, exist_ok=True)
+    # Feature extractors are looked up by class name, native classes first: the native entry of that name has to go.
+    names = feature_extraction_auto.FEATURE_EXTRACTOR_MAPPING_NAMES
+    for model_type in [key for key, value in names.items() if value == EncodecFeatureExtractor.__name__]:
+        del names[model_type]

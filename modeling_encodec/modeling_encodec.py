@@ -1,0 +1,499 @@
+# Copyright 2026 The modeling-encodec authors. Licensed under the Apache License, Version 2.0.
+"""EncodecModel: audio to codes and back (arXiv 2210.13438), with the interface of Transformers' model of that name.
+
+Code written for the stock class runs unchanged; outputs carry more (lengths per row, scales, latents). State-dict names
+are the stock ones, so a folder saved here loads there and the other way round.
+
+The same audio gives the same codes. A row's padding never enters it: rows are cut at their own end, and on a CPU each
+row is computed alone, in blocks of a fixed size from its own beginning, so that its neighbours cannot change even its
+rounding. An accelerator computes rows together, each padded at its own end (see `seanet_encodec`); there, codes may
+differ from those of the row alone where two codebook entries are equally near within float32 rounding.
+"""
+
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedAudioTokenizerBase
+from transformers.utils import ModelOutput
+
+from .configuration_encodec import EncodecConfig
+from .quantization_encodec import EncodecEuclideanCodebook, EncodecResidualVectorQuantizer
+from .seanet_encodec import EncodecDecoder, EncodecEncoder, folds, split_blocks
+
+
+# Frames computed at a time, which bounds memory; on a CPU the high-rate layers take fewer, to stay in the cache.
+CPU_BLOCK_FRAMES = 600
+CPU_FINE_FRAMES = 50
+ACCELERATOR_BLOCK_FRAMES = 4096
+# Frames of all rows that an accelerator computes together.
+ACCELERATOR_BATCH_FRAMES = 65536
+
+
+@dataclass
+class EncodecEncoderOutput(ModelOutput):
+    """What `encode` returns. N chunks (1 for models that code the whole signal), B rows, K codebooks, F frames.
+
+    Args:
+        audio_codes (`torch.LongTensor` of shape `(N, B, K, F)`): codes; 0 past a row's end (see the lengths).
+        audio_scales (list of N `torch.Tensor` of shape `(B, 1)`): loudness that each chunk was divided by, float32; 0
+            where a row has no such chunk. `[None]` for a model that does not normalise.
+        last_frame_pad_length (`int`): frames by which the longest row's last chunk is shorter than its first.
+        codes_lengths (`torch.LongTensor` of shape `(B,)`): frames of each row, all its chunks together.
+        audio_lengths (`torch.LongTensor` of shape `(B,)`): samples of each row.
+        latents (`torch.Tensor` of shape `(N, B, D, F)`, *optional*): encoder output before quantisation.
+    """
+
+    audio_codes: torch.Tensor | None = None
+    audio_scales: list | None = None
+    last_frame_pad_length: int | None = None
+    codes_lengths: torch.Tensor | None = None
+    audio_lengths: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+
+
+@dataclass
+class EncodecDecoderOutput(ModelOutput):
+    """What `decode` returns.
+
+    Args:
+        audio_values (`torch.Tensor` of shape `(B, channels, T)`): audio, zero past each row's end.
+        audio_lengths (`torch.LongTensor` of shape `(B,)`): samples of each row.
+    """
+
+    audio_values: torch.Tensor | None = None
+    audio_lengths: torch.Tensor | None = None
+
+    def rows(self) -> list[torch.Tensor]:
+        """The rows as (channels, T) tensors, each at its own length."""
+        return [row[:, :length] for row, length in zip(self.audio_values, self.audio_lengths.tolist())]
+
+
+@dataclass
+class EncodecOutput(ModelOutput):
+    """What `forward` returns: the fields of [`EncodecEncoderOutput`] with the decoded `audio_values`."""
+
+    audio_codes: torch.Tensor | None = None
+    audio_values: torch.Tensor | None = None
+    audio_scales: list | None = None
+    last_frame_pad_length: int | None = None
+    codes_lengths: torch.Tensor | None = None
+    audio_lengths: torch.Tensor | None = None
+
+
+class EncodecPreTrainedModel(PreTrainedAudioTokenizerBase):
+    """Loading, saving and initial weights."""
+
+    config: EncodecConfig
+    config_class = EncodecConfig
+    base_model_prefix = "encodec"
+    main_input_name = "input_values"
+    input_modalities = "audio"
+    _no_split_modules = ["EncodecEncoder", "EncodecDecoder", "EncodecResidualVectorQuantizer"]
+    _keep_in_fp32_modules_strict = ["quantizer"]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+            if folds(module):
+                # `module.weight` is computed: writing to it would be lost, and the parameters left uninitialised.
+                weights = module.parametrizations.weight
+                init.kaiming_normal_(weights.original1)
+                init.copy_(weights.original0, torch.norm_except_dim(weights.original1, 2, 0))
+            else:
+                init.kaiming_normal_(module.weight)
+            bound = 1 / math.sqrt(module.in_channels * module.kernel_size[0])
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LSTM):
+            for parameter in module.parameters():
+                init.uniform_(parameter, -1 / math.sqrt(module.hidden_size), 1 / math.sqrt(module.hidden_size))
+        elif isinstance(module, EncodecEuclideanCodebook):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+
+class EncodecModel(EncodecPreTrainedModel):
+    """The EnCodec neural audio codec: `encode`, `decode`, `forward` (both), `embed`.
+
+    `codes = model.encode(audio)[0]; audio = model.decode(codes)[0]` for models without scales, and
+    `model.decode(**model.encode(audio))` for every model.
+    """
+
+    def __init__(self, config: EncodecConfig):
+        super().__init__(config)
+        self.encoder = EncodecEncoder(config)
+        self.decoder = EncodecDecoder(config)
+        self.quantizer = EncodecResidualVectorQuantizer(config)
+        self.bits_per_codebook = config.codebook_nbits
+        self.post_init()
+
+    # ---- audio to codes ------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        bandwidth: float | None = None,
+        return_dict: bool | None = None,
+        *,
+        num_quantizers: int | None = None,
+        return_latents: bool = False,
+    ) -> EncodecEncoderOutput | tuple:
+        """Codes of a batch of audio.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(B, channels, T)`): audio in [-1, 1] at the model's sampling rate,
+                any floating dtype. `(T,)` is one mono clip; `(B, T)` mono clips, `(2, T)` one stereo clip.
+            padding_mask (`torch.Tensor` of shape `(B, T)` or `(B, channels, T)`, *optional*): 1 on each row's samples,
+                then 0 to its end.
+            bandwidth (`float`, *optional*): kbps, one of `config.target_bandwidths`; the smallest if nothing is said.
+            num_quantizers (`int`, *optional*): codebooks to use, instead of `bandwidth`.
+            return_latents (`bool`): also return the encoder's output, with its gradient if gradients are on.
+            return_dict (`bool`, *optional*): `False` for the tuple `(audio_codes, audio_scales, last_frame_pad_length)`.
+
+        Raises:
+            ValueError: for a bandwidth or count the model does not have, or audio it cannot take.
+        """
+        quantizers = self._resolve_quantizers(bandwidth, num_quantizers)
+        audio = self._check_audio(input_values)
+        lengths = _row_lengths(padding_mask, audio.shape)
+        spans = [self._chunk_spans(length) for length in lengths]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and return_latents), _exact_float32(audio.device):
+            pieces = [audio[r : r + 1, :, slice(*span)] for r, row in enumerate(spans) for span in row]
+            pieces, scales = self._normalise(pieces)
+            latents = self._run(self.encoder, [piece.to(self.dtype) for piece in pieces], self.config.hop_length)
+            codes = [self.quantizer.encode(latent, quantizers) for latent in latents]
+        shape = [len(row) for row in spans]
+        longest = lengths.index(max(lengths))
+        frames = [[self._frames(stop - start) for start, stop in row] for row in spans]
+        output = EncodecEncoderOutput(
+            audio_codes=_stack_chunks(codes, shape),
+            audio_scales=_stack_scales(scales, shape) if self.config.normalize else [None] * max(shape),
+            last_frame_pad_length=frames[longest][0] - frames[longest][-1],
+            codes_lengths=torch.tensor([sum(row) for row in frames], device=audio.device),
+            audio_lengths=torch.tensor(lengths, device=audio.device),
+            latents=_stack_chunks(latents, shape) if return_latents else None,
+        )
+        if not self._wants_dict(return_dict):
+            return output.audio_codes, output.audio_scales, output.last_frame_pad_length
+        return output
+
+    def _resolve_quantizers(self, bandwidth, num_quantizers) -> int:
+        if num_quantizers is not None:
+            if bandwidth is not None:
+                raise ValueError(f"bandwidth {bandwidth} and num_quantizers {num_quantizers} given, allowed: one")
+            if not 1 <= num_quantizers <= self.config.num_quantizers:
+                raise ValueError(f"num_quantizers is {num_quantizers}, allowed: 1 to {self.config.num_quantizers}")
+            return num_quantizers
+        allowed = self.config.target_bandwidths
+        if bandwidth is None:
+            bandwidth = allowed[0]
+        if bandwidth not in allowed:
+            raise ValueError(
+                f"This model doesn't support the bandwidth {bandwidth}. Select one of {list(allowed)} kbps."
+            )
+        return self.config.num_quantizers_for_bandwidth(bandwidth)
+
+    def _check_audio(self, audio: torch.Tensor) -> torch.Tensor:
+        channels = self.config.audio_channels
+        if not audio.is_floating_point():
+            raise ValueError(f"input_values are {audio.dtype}, allowed: floating point in [-1, 1]")
+        shape = tuple(audio.shape)
+        if audio.dim() == 1:
+            audio = audio[None, None]
+        elif audio.dim() == 2:
+            audio = audio[:, None] if channels == 1 else audio[None]
+        if audio.dim() != 3 or audio.shape[1] != channels or 0 in audio.shape:
+            raise ValueError(f"input_values have shape {shape}, allowed: (batch, {channels}, samples), none of them 0")
+        if not torch.isfinite(audio.abs().amax()):
+            raise ValueError("input_values hold NaN or infinity, allowed: finite samples")
+        return audio.to(self.device)
+
+    def _chunk_spans(self, length: int) -> list[tuple[int, int]]:
+        """(start, stop) of each chunk: one every stride as long as there is audio, the last ones cut at its end."""
+        chunk, stride = self.config.chunk_length, self.config.chunk_stride
+        if chunk is None:
+            return [(0, length)]
+        return [(start, min(start + chunk, length)) for start in range(0, length, stride)]
+
+    def _frames(self, samples: int) -> int:
+        return -(-samples // self.config.hop_length)
+
+    def _normalise(self, pieces: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Divide each (1, channels, T) piece by the root mean square of its mono mix (paper section 3.1)."""
+        if not self.config.normalize:
+            return pieces, []
+        pieces = [piece.float() for piece in pieces]
+        scales = [1e-8 + piece.mean(1, keepdim=True).square().mean(2, keepdim=True).sqrt() for piece in pieces]
+        return [piece / scale for piece, scale in zip(pieces, scales)], [scale.view(1, 1) for scale in scales]
+
+    # ---- codes to audio ------------------------------------------------------------------------------------------
+
+    def decode(
+        self,
+        audio_codes: torch.Tensor,
+        audio_scales: list | None = None,
+        padding_mask: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        last_frame_pad_length: int | None = 0,
+        *,
+        codes_lengths: torch.Tensor | None = None,
+        audio_lengths: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
+    ) -> EncodecDecoderOutput | tuple:
+        """Audio of codes. `decode(**encode(audio))` gives every row back at its own length.
+
+        Args:
+            audio_codes (`torch.LongTensor` of shape `(N, B, K, F)`): as from `encode`, for any K up to the model's;
+                `(B, K, F)` for models without chunks.
+            audio_scales (list of N `torch.Tensor` of shape `(B, 1)`): as from `encode`, if the model normalises.
+            padding_mask (`torch.Tensor`, *optional*): the mask `encode` was given; rows are cut at their lengths.
+            last_frame_pad_length (`int`): frames at the end of the last chunk that are padding in every row.
+            codes_lengths, audio_lengths (`torch.LongTensor` of shape `(B,)`, *optional*): as from `encode`.
+            latents: ignored; there for `decode(**encode(..., return_latents=True))`.
+            return_dict (`bool`, *optional*): `False` for the tuple `(audio_values,)`.
+
+        Raises:
+            ValueError: for codes outside the codebooks, missing scales, or lengths that do not fit the codes.
+        """
+        codes = self._check_codes(audio_codes)
+        scales = self._check_scales(audio_scales, len(codes), codes.shape[1])
+        width = None if padding_mask is None else padding_mask.shape[-1]
+        lengths = None if padding_mask is None else _row_lengths(padding_mask, (codes.shape[1], 1, width))
+        if audio_lengths is not None:
+            lengths = torch.as_tensor(audio_lengths).tolist()
+        frames = self._valid_frames(codes, lengths, audio_lengths is not None, codes_lengths, last_frame_pad_length)
+        with _exact_float32(codes.device):
+            pieces = [(n, r) for r in range(codes.shape[1]) for n in range(len(codes)) if frames[n][r] > 0]
+            latents = [self.embed(codes[n, r : r + 1, :, : frames[n][r]]) for n, r in pieces]
+            decoded = self._run(self.decoder, [latent.to(self.dtype) for latent in latents], 1)
+            rows = [[] for _ in range(codes.shape[1])]
+            for (n, r), audio in zip(pieces, decoded):
+                rows[r].append(audio if scales is None else audio.float() * scales[n][r])
+            rows = [self._overlap_add(row).to(self.dtype) for row in rows]
+        if lengths is not None:
+            rows = [row[..., :length] for row, length in zip(rows, lengths)]
+        lengths = [row.shape[2] for row in rows]
+        width = max(lengths) if width is None else min(width, max(width, *lengths))
+        audio_values = torch.cat([nn.functional.pad(row, (0, width - row.shape[2])) for row in rows])
+        if not self._wants_dict(return_dict):
+            return (audio_values,)
+        return EncodecDecoderOutput(audio_values, torch.tensor(lengths, device=audio_values.device))
+
+    def embed(self, codes: torch.Tensor) -> torch.Tensor:
+        """Sum of the codebook vectors of `codes` (..., K, F) as (..., D, F) float32: what the decoder decodes."""
+        latents = self.quantizer.decode(codes.reshape(-1, *codes.shape[-2:]))
+        return latents.view(*codes.shape[:-2], *latents.shape[-2:])
+
+    def _check_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        shape = tuple(codes.shape)
+        if codes.dim() == 3:
+            codes = codes[None]
+        if codes.dim() != 4 or 0 in codes.shape or codes.shape[2] > self.config.num_quantizers:
+            raise ValueError(
+                f"audio_codes have shape {shape}, allowed: (chunks, batch, 1 to {self.config.num_quantizers} codebooks, "
+                "frames), none of them 0"
+            )
+        if self.config.chunk_length is None and len(codes) != 1:
+            raise ValueError(f"audio_codes have {len(codes)} chunks, allowed: 1 (this model codes the whole signal)")
+        if codes.is_floating_point() or codes.dtype == torch.bool:
+            raise ValueError(f"audio_codes are {codes.dtype}, allowed: whole numbers")
+        codes = codes.long()
+        low, high = codes.min().item(), codes.max().item()
+        if low < 0 or high >= self.config.codebook_size:
+            raise ValueError(f"audio_codes range from {low} to {high}, allowed: 0 to {self.config.codebook_size - 1}")
+        return codes
+
+    def _check_scales(self, scales, chunks: int, batch: int) -> list[torch.Tensor] | None:
+        if scales is None or all(scale is None for scale in scales):
+            if self.config.normalize:
+                raise ValueError("audio_scales are missing: this model needs the scales that encode returned")
+            return None
+        if len(scales) != chunks or any(scale is None or scale.numel() != batch for scale in scales):
+            given = [None if scale is None else tuple(scale.shape) for scale in scales]
+            raise ValueError(f"audio_scales are {given}, allowed: {chunks} of shape ({batch}, 1), one a chunk")
+        return [scale.reshape(batch).to(self.device, torch.float32) for scale in scales]
+
+    def _valid_frames(self, codes, lengths, lengths_are_exact, codes_lengths, last_frame_pad) -> list[list[int]]:
+        """Frames of chunk n, row r that are audio, as [n][r]."""
+        chunks, batch, _, width = codes.shape
+        if lengths is not None:
+            if len(lengths) != batch or min(lengths) < 1:
+                raise ValueError(f"audio lengths are {lengths}, allowed: {batch} of at least 1 sample")
+            rows = [[self._frames(stop - start) for start, stop in self._chunk_spans(n)] for n in lengths]
+            if max(map(len, rows)) == chunks and max(map(max, rows)) <= width:
+                return [[row[n] if n < len(row) else 0 for row in rows] for n in range(chunks)]
+            if lengths_are_exact:
+                raise ValueError(f"audio_lengths are {lengths}, which {chunks} chunks of {width} frames do not hold")
+            # Else: codes of a stock model, which also codes the padding the mask hides.
+        if codes_lengths is not None and chunks == 1:
+            rows = torch.as_tensor(codes_lengths).tolist()
+            if len(rows) != batch or not all(1 <= n <= width for n in rows):
+                raise ValueError(f"codes_lengths are {rows}, allowed: {batch} of 1 to {width} frames")
+            return [rows]
+        last = width - (last_frame_pad or 0)
+        if not 1 <= last <= width:
+            raise ValueError(f"last_frame_pad_length is {last_frame_pad}, allowed: 0 to {width - 1}")
+        return [[width] * batch] * (chunks - 1) + [[last] * batch]
+
+    def _overlap_add(self, chunks: list[torch.Tensor]) -> torch.Tensor:
+        """Join a row's chunks: each faded by a triangle over its length, divided by the sum of the triangles.
+
+        In float32: in half precision the triangle's foot is zero, and so would be its sum.
+        """
+        if self.config.chunk_length is None:
+            return chunks[0]
+        stride, first = self.config.chunk_stride, chunks[0]
+        time = torch.linspace(0, 1, first.shape[2] + 2, device=first.device)[1:-1]
+        triangle = 0.5 - (time - 0.5).abs()
+        total = stride * (len(chunks) - 1) + chunks[-1].shape[2]
+        total = max(total, first.shape[2])
+        audio = first.new_zeros(*first.shape[:2], total, dtype=torch.float32)
+        weight = audio.new_zeros(total)
+        for index, chunk in enumerate(chunks):
+            span = slice(index * stride, index * stride + chunk.shape[2])
+            audio[..., span] += triangle[: chunk.shape[2]] * chunk
+            weight[span] += triangle[: chunk.shape[2]]
+        return audio / weight
+
+    # ---- both ----------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        bandwidth: float | None = None,
+        audio_codes: torch.Tensor | None = None,
+        audio_scales: list | None = None,
+        return_dict: bool | None = None,
+        last_frame_pad_length: int | None = 0,
+        *,
+        num_quantizers: int | None = None,
+    ) -> EncodecOutput | tuple:
+        """Encode and decode again, or decode `audio_codes`. See `encode` and `decode` for the arguments.
+
+        `return_dict=False` gives the tuple `(audio_codes, audio_values)`.
+        """
+        if audio_codes is None:
+            if audio_scales is not None:
+                raise ValueError("You specified `audio_scales` but did not specify the `audio_codes`")
+            if input_values is None:
+                raise ValueError("input_values and audio_codes are both None, allowed: one of them given")
+            if padding_mask is None:
+                padding_mask = torch.ones_like(self._check_audio(input_values)[:, 0], dtype=torch.bool)
+            coded = self.encode(input_values, padding_mask, bandwidth, True, num_quantizers=num_quantizers)
+        else:
+            coded = EncodecEncoderOutput(audio_codes, audio_scales, last_frame_pad_length)
+        decoded = self.decode(**coded, padding_mask=padding_mask, return_dict=True)
+        if not self._wants_dict(return_dict):
+            return coded.audio_codes, decoded.audio_values
+        return EncodecOutput(**coded, audio_values=decoded.audio_values)
+
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        return self.config.return_dict if return_dict is None else return_dict
+
+    def _run(self, net: EncodecEncoder | EncodecDecoder, pieces: list[torch.Tensor], hop: int) -> list[torch.Tensor]:
+        """`net` on each (1, C, T) piece, as if alone; `hop` is the samples of a piece per frame."""
+        if self.device.type == "cpu":
+            return [self._run_in_blocks(net, piece, CPU_BLOCK_FRAMES, hop) for piece in pieces]
+        outputs = [None] * len(pieces)
+        for group in _groups([piece.shape[2] for piece in pieces], ACCELERATOR_BATCH_FRAMES * hop):
+            batch = [pieces[index] for index in group]
+            if len(batch) == 1:
+                outputs[group[0]] = self._run_in_blocks(net, batch[0], ACCELERATOR_BLOCK_FRAMES, hop)
+            else:
+                for index, output in zip(group, _run_ragged(net, batch)):
+                    outputs[index] = output
+        return outputs
+
+    def _run_in_blocks(self, net, piece: torch.Tensor, block: int, hop: int) -> torch.Tensor:
+        """`net` on one piece, `block` frames at a time; equal to the whole piece at once."""
+        blocks, fine = (
+            split_blocks(piece.shape[2], block * hop),
+            CPU_FINE_FRAMES if piece.device.type == "cpu" else None,
+        )
+        if torch.is_grad_enabled() or self.config.norm_type == "time_group_norm":  # the norm looks at the whole piece
+            blocks, fine = [(0, piece.shape[2])], None
+        outputs, state = [], None
+        for start, stop in blocks:
+            output, state = net.step(piece[..., start:stop], state, end=stop == piece.shape[2], block=fine)
+            outputs.append(output)
+        return torch.cat(outputs, dim=2)
+
+
+def _run_ragged(net: nn.Module, pieces: list[torch.Tensor]) -> list[torch.Tensor]:
+    """`net` on several pieces of different lengths in one batch."""
+    lengths = torch.tensor([piece.shape[2] for piece in pieces], device=pieces[0].device)
+    longest = int(lengths.max())
+    batch = torch.cat([nn.functional.pad(piece, (0, longest - piece.shape[2])) for piece in pieces])
+    equal = bool((lengths == longest).all())
+    output = net(batch, None if equal else lengths)
+    return [row[None, :, :length] for row, length in zip(output, net.output_lengths(lengths).tolist())]
+
+
+def _groups(lengths: list[int], most: int) -> list[list[int]]:
+    """Indices of similar lengths together, at most `most` samples a group, padding counted."""
+    groups, size = [], 0
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if groups and (len(groups[-1]) + 1) * lengths[index] <= most:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def _row_lengths(mask: torch.Tensor | None, shape: tuple) -> list[int]:
+    """Samples of each row of audio of `shape` (B, channels, T) under its padding mask."""
+    batch, _, samples = shape
+    if mask is None:
+        return [samples] * batch
+    given = tuple(mask.shape)
+    if mask.numel() % (batch * samples) or given[-1] != samples or mask.dim() > 3:
+        raise ValueError(f"padding_mask has shape {given}, allowed: ({batch}, {samples}) or ({batch}, 1, {samples})")
+    mask = mask.reshape(batch, -1, samples)[:, 0].bool()
+    lengths = mask.sum(dim=1)
+    if not torch.equal(mask, torch.arange(samples, device=mask.device) < lengths[:, None]):
+        raise ValueError("padding_mask has 1 after 0, allowed: ones, then zeros (padding on the right)")
+    if (lengths == 0).any():
+        raise ValueError(f"padding_mask leaves no sample in row {int(lengths.argmin())}, allowed: at least one")
+    return lengths.tolist()
+
+
+def _stack_chunks(pieces: list[torch.Tensor], shape: list[int]) -> torch.Tensor:
+    """Pieces (1, K, F) of rows with `shape` chunks each, row by row, as (N, B, K, F), zero where there is nothing."""
+    width = max(piece.shape[-1] for piece in pieces)
+    stacked = pieces[0].new_zeros(max(shape), len(shape), pieces[0].shape[1], width)
+    places = [(chunk, row) for row, chunks in enumerate(shape) for chunk in range(chunks)]
+    for (chunk, row), piece in zip(places, pieces):
+        stacked[chunk, row, :, : piece.shape[-1]] = piece[0]
+    return stacked
+
+
+def _stack_scales(scales: list[torch.Tensor], shape: list[int]) -> list[torch.Tensor]:
+    return list(_stack_chunks([scale[None] for scale in scales], shape)[..., 0])
+
+
+@contextmanager
+def _exact_float32(device: torch.device):
+    """Full float32 products on a GPU, whatever the process allows itself: TF32 keeps ten bits and changes codes."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+
+
+# What `save_pretrained` writes carries this code along, for `trust_remote_code` on a machine without this package.
+EncodecConfig.register_for_auto_class()
+EncodecModel.register_for_auto_class("AutoModel")
+
+__all__ = ["EncodecModel", "EncodecPreTrainedModel"]
