@@ -1,0 +1,24 @@
+"""Files appear whole or not at all: written under a temporary name beside the target, renamed when complete."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path of the same suffix in `target`'s folder; it becomes `target` when the block ends without error."""
+    target = Path(target)
+    handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp gives 0600
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,160 @@
+# Copyright 2026 The modeling-encodec authors. Licensed under the Apache License, Version 2.0.
+"""EncodecFeatureExtractor: audio arrays to the model's `input_values` and `padding_mask`.
+
+The signature and the saved JSON are those of Transformers' class of that name. Two differences, both so that the model
+sees what was given: integer samples are scaled to [-1, 1), and padding goes to the longest row and no further (the
+stock class pads 48 kHz audio up to a full last chunk, which costs a phantom chunk and changes the last codes).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.utils import PaddingStrategy, logging
+
+
+logger = logging.get_logger(__name__)
+
+
+class EncodecFeatureExtractor(SequenceFeatureExtractor):
+    """Checks, scales and pads audio.
+
+    Args:
+        feature_size (`int`): channels, 1 or 2.
+        sampling_rate (`int`): of the model, in Hz.
+        padding_value (`float`): what rows are padded with, on the right.
+        chunk_length_s, overlap (`float`, *optional*): kept for the stock class, which reads the same JSON.
+    """
+
+    model_input_names = ["input_values", "padding_mask"]
+
+    def __init__(
+        self,
+        feature_size: int = 1,
+        sampling_rate: int = 24000,
+        padding_value: float = 0.0,
+        chunk_length_s: float | None = None,
+        overlap: float | None = None,
+        **kwargs,
+    ):
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        if feature_size not in (1, 2):
+            raise ValueError(f"feature_size is {feature_size}, allowed: 1 (mono) or 2 (stereo)")
+        if self.padding_side != "right":
+            raise ValueError(f"padding_side is {self.padding_side!r}, allowed: 'right' (the codec starts at sample 0)")
+        self.chunk_length_s = chunk_length_s
+        self.overlap = overlap
+
+    @property
+    def chunk_length(self) -> int | None:
+        """Samples per chunk."""
+        return None if self.chunk_length_s is None else int(self.chunk_length_s * self.sampling_rate)
+
+    @property
+    def chunk_stride(self) -> int | None:
+        """Samples from one chunk's start to the next one's."""
+        if self.chunk_length_s is None or self.overlap is None:
+            return None
+        return max(1, int((1.0 - self.overlap) * self.chunk_length))
+
+    def __call__(
+        self,
+        raw_audio,
+        padding: bool | str | PaddingStrategy | None = None,
+        truncation: bool | None = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        sampling_rate: int | None = None,
+    ) -> BatchFeature:
+        """Batch of one or several clips.
+
+        Args:
+            raw_audio: a clip, `(T,)` or `(channels, T)`; or several, as a list of clips or an array `(B, channels, T)`.
+                Clips are NumPy arrays, tensors or lists of numbers; integers are taken as PCM of their width.
+            padding: `True` or `"longest"` (default), `"max_length"`, or `False` for rows as they are and no mask.
+            truncation: cut rows at `max_length`, or at the shortest row without one.
+            max_length: in samples.
+            return_tensors: `"pt"`, `"np"` or `None` for a list of arrays.
+            sampling_rate: of `raw_audio`; another rate than the model's is refused.
+
+        Returns:
+            `BatchFeature` with `input_values` (B, channels, T) float32 and `padding_mask` (B, T), 1 on audio.
+
+        Raises:
+            ValueError: for a wrong rate, channel count or shape, an empty clip, or samples that are not finite.
+        """
+        if sampling_rate is None:
+            logger.warning_once(f"No sampling_rate given: taking the audio to be at {self.sampling_rate} Hz.")
+        elif sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"The audio is at {sampling_rate} Hz and the model at {self.sampling_rate} Hz: resample it first "
+                "(modeling_encodec.processors.audio.resample)."
+            )
+        if padding and truncation:
+            raise ValueError("Both padding and truncation were set. Make sure you only set one.")
+        rows = [self._check_clip(clip, index) for index, clip in enumerate(_split_clips(raw_audio))]
+        if truncation:
+            stop = min(row.shape[1] for row in rows) if max_length is None else max_length
+            rows = [row[:, :stop] for row in rows]
+        if padding is False or padding in ("do_not_pad", PaddingStrategy.DO_NOT_PAD):
+            return BatchFeature({"input_values": rows}, tensor_type=return_tensors)
+        width = self._padded_width(rows, padding, max_length)
+        lengths = np.array([row.shape[1] for row in rows])
+        values = np.full((len(rows), self.feature_size, width), self.padding_value, dtype=np.float32)
+        for row, length, clip in zip(values, lengths, rows):
+            row[:, :length] = clip
+        mask = (np.arange(width) < lengths[:, None]).astype(np.int32)
+        if return_tensors is None:
+            return BatchFeature({"input_values": list(values), "padding_mask": list(mask)})
+        return BatchFeature({"input_values": values, "padding_mask": mask}, tensor_type=return_tensors)
+
+    def _padded_width(self, rows, padding, max_length) -> int:
+        longest = max(row.shape[1] for row in rows)
+        if padding in (None, True, "longest", PaddingStrategy.LONGEST):
+            return longest
+        if padding not in ("max_length", PaddingStrategy.MAX_LENGTH):
+            raise ValueError(f"padding is {padding!r}, allowed: True, False, 'longest', 'max_length', 'do_not_pad'")
+        return longest if max_length is None else max(longest, max_length)
+
+    def _check_clip(self, clip, index: int) -> np.ndarray:
+        """A clip as float32 (channels, T)."""
+        samples = _as_float32(np.asarray(clip), index)
+        if samples.ndim == 1 and self.feature_size == 1:
+            samples = samples[None]
+        if samples.ndim != 2 or samples.shape[0] != self.feature_size:
+            shape = f"({self.feature_size}, samples)" + (" or (samples,)" if self.feature_size == 1 else "")
+            hint = "; it looks transposed" if samples.ndim == 2 and samples.shape[1] == self.feature_size else ""
+            raise ValueError(f"Clip {index} has shape {samples.shape}, allowed: {shape}{hint}.")
+        if samples.shape[1] == 0:
+            raise ValueError(f"Clip {index} is empty, allowed: at least one sample.")
+        if not np.isfinite(samples).all():
+            raise ValueError(f"Clip {index} holds NaN or infinity, allowed: finite samples.")
+        return samples
+
+
+def _split_clips(raw_audio) -> Sequence:
+    """The clips of one call: a list of clips or a 3-D array is a batch, anything else one clip."""
+    if isinstance(raw_audio, (list, tuple)):
+        if len(raw_audio) == 0:
+            raise ValueError("There is no audio in the list, allowed: at least one clip.")
+        return [raw_audio] if np.isscalar(raw_audio[0]) else raw_audio
+    return raw_audio if getattr(raw_audio, "ndim", 1) == 3 else [raw_audio]
+
+
+def _as_float32(samples: np.ndarray, index: int) -> np.ndarray:
+    """Floating samples as float32; PCM integers of 16 or 32 bits, or 8 bits unsigned, scaled to [-1, 1)."""
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float32, copy=False)
+    if samples.dtype in (np.int16, np.int32):
+        return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float32) - 128) / 128
+    if samples.dtype == np.int64 and samples.size and np.abs(samples).max() <= 1:
+        return samples.astype(np.float32)  # a Python list such as [0, 1, 0], which names no width
+    raise ValueError(f"Clip {index} has dtype {samples.dtype}, allowed: floating point, int16, int32, uint8.")
+
+
+EncodecFeatureExtractor.register_for_auto_class()
+
+__all__ = ["EncodecFeatureExtractor"]
