@@ -1,0 +1,140 @@
+"""Audio to `.ecdc` bytes and back with a model: `compress` and `decompress`, and the same on file objects."""
+
+import hashlib
+import io
+from pathlib import PurePath
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from modeling_encodec.bitstream.ecdc import (
+    EcdcError,
+    EcdcHeader,
+    read_end,
+    read_header,
+    read_segment,
+    write_header,
+    write_segment,
+)
+from modeling_encodec.checkpoints import RELEASED, checkpoint_for
+from modeling_encodec.modeling_encodec import EncodecModel
+
+
+def compress(
+    model: EncodecModel, audio: torch.Tensor | np.ndarray, bandwidth: float | None = None, **options
+) -> bytes:
+    """The bytes of `compress_to_file`."""
+    file = io.BytesIO()
+    compress_to_file(model, audio, file, bandwidth, **options)
+    return file.getvalue()
+
+
+def compress_to_file(
+    model: EncodecModel,
+    audio: torch.Tensor | np.ndarray,
+    file: BinaryIO,
+    bandwidth: float | None = None,
+    *,
+    num_quantizers: int | None = None,
+    model_name: str | None = None,
+) -> None:
+    """Write one clip as `.ecdc` version 0.
+
+    Args:
+        model: its name in the file is that of the folder or Hub repository it was loaded from.
+        audio: (channels, T) at the model's rate, in [-1, 1].
+        file: binary, open for writing.
+        bandwidth: kbps, the model's smallest by default; or `num_quantizers`.
+        model_name: the name to write instead.
+    """
+    audio = torch.as_tensor(audio)
+    if audio.dim() != 2:
+        raise ValueError(f"audio has shape {tuple(audio.shape)}, allowed: (channels, samples)")
+    coded = model.encode(audio[None], bandwidth=bandwidth, num_quantizers=num_quantizers)
+    name = model_name or name_of(model)
+    codes = coded.audio_codes[:, 0].cpu().numpy()
+    header = EcdcHeader(name, audio.shape[1], codes.shape[1], fingerprint=fingerprint_for(model, name))
+    write_header(file, header)
+    for chunk, scale, frames in zip(codes, coded.audio_scales, _chunk_frames(model, audio.shape[1])):
+        scale = None if scale is None else scale.item()
+        write_segment(file, chunk[:, :frames], model.config.codebook_nbits, scale)
+
+
+def decompress(data: bytes, model: EncodecModel | None = None) -> tuple[torch.Tensor, int]:
+    """Audio (channels, T) and its sampling rate of `.ecdc` bytes; see `decompress_from_file`."""
+    return decompress_from_file(io.BytesIO(data), model)
+
+
+def decompress_from_file(file: BinaryIO, model: EncodecModel | None = None) -> tuple[torch.Tensor, int]:
+    """Decode one `.ecdc` file: audio (channels, T) and its sampling rate.
+
+    Args:
+        file: binary, open for reading; it need not be seekable.
+        model: the model to decode with, whatever it is called in the file; by default the one the file names.
+
+    Raises:
+        EcdcError: if the file is damaged or was made with other codebooks.
+        ValueError: if the file names an unknown model.
+    """
+    header = read_header(file)
+    if model is None:
+        model = EncodecModel.from_pretrained(checkpoint_for(header.model_name)).eval()
+    codes, scales = read_codes(file, header, model)
+    with torch.no_grad():
+        decoded = model.decode(codes, scales, audio_lengths=torch.tensor([header.audio_length]))
+    return decoded.audio_values[0], model.config.sampling_rate
+
+
+def read_codes(
+    file: BinaryIO, header: EcdcHeader, model: EncodecModel
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """All segments after the header, as `audio_codes` (N, 1, K, F) and `audio_scales` for `model.decode`."""
+    config = model.config
+    if header.uses_lm:
+        raise EcdcError("the file is coded with the language model, which this version cannot read yet")
+    if header.num_codebooks > config.num_quantizers:
+        raise EcdcError(f"the file has {header.num_codebooks} codebooks, allowed: 1 to {config.num_quantizers}")
+    expected = fingerprint_for(model, header.model_name)
+    if header.fingerprint is not None and header.fingerprint != (expected or codebook_fingerprint(model)):
+        raise EcdcError(
+            f"the file was made with other codebooks than this model's (model {header.model_name[:100]!r})"
+        )
+    segments = []
+    for frames in _chunk_frames(model, header.audio_length):
+        codes, scale = read_segment(
+            file, header.num_codebooks, frames, config.codebook_nbits, has_scale=config.normalize
+        )
+        if codes.max() >= config.codebook_size:
+            raise EcdcError(f"a code is {codes.max()}, allowed: 0 to {config.codebook_size - 1}")
+        segments.append((torch.from_numpy(codes), None if scale is None else torch.tensor([[scale]])))
+    read_end(file)
+    width = max(codes.shape[1] for codes, _ in segments)
+    padded = [torch.nn.functional.pad(codes, (0, width - codes.shape[1])) for codes, _ in segments]
+    return torch.stack(padded)[:, None], [scale for _, scale in segments]
+
+
+def name_of(model: EncodecModel) -> str:
+    """What a model is called in a file: the last part of the folder or Hub id it was loaded from."""
+    return PurePath(model.config._name_or_path).name or "unnamed"
+
+
+def fingerprint_for(model: EncodecModel, name: str) -> str | None:
+    """The fingerprint a file of the model called `name` carries: none for the names the original knows."""
+    return None if name in RELEASED else codebook_fingerprint(model)
+
+
+def codebook_fingerprint(model: EncodecModel) -> str:
+    """16 hexadecimal digits of the SHA-256 of all codebooks: what its codes mean."""
+    digest = hashlib.sha256()
+    for layer in model.quantizer.layers:
+        digest.update(layer.codebook.embed.float().cpu().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _chunk_frames(model: EncodecModel, samples: int):
+    """Frames of each chunk of a signal, one after the other: a false length costs no memory before it is found out."""
+    config = model.config
+    chunk, stride = config.chunk_length or samples, config.chunk_stride or samples
+    for start in range(0, samples, stride):
+        yield -(-min(samples - start, chunk) // config.hop_length)

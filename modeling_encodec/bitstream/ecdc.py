@@ -1,0 +1,133 @@
+"""The original's `.ecdc` file, version 0: header and segments of packed codes, byte for byte.
+
+    bytes      content
+    4          "ECDC"
+    1          version, 0
+    4          N, big-endian length of the header text
+    N          JSON: {"m": model name, "al": samples, "nc": codebooks, "lm": coded with the language model?}
+    then for each chunk of the signal (one, for a model that codes the whole signal):
+    4          big-endian float32 scale, if the model normalises
+    ...        codes, frame by frame and in each frame codebook by codebook, ceil(log2(codebook size)) bits each,
+               least significant bit first; zero bits up to a whole byte
+
+Chunks carry no lengths: frames follow from "al". The format names a model but cannot tell its weights; files of models
+other than the two released ones therefore carry one more key, "fp", a fingerprint of the codebooks.
+"""
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+from modeling_encodec.bitstream.bit_packing import pack, packed_size, unpack
+
+
+MAGIC = b"ECDC"
+VERSION = 0
+PREFIX = struct.Struct("!4sBI")
+SCALE = struct.Struct("!f")
+# Real headers have under 100 bytes; a longer one is damage, and is not read.
+MOST_HEADER_BYTES = 4096
+READ_BYTES = 1 << 20
+
+
+class EcdcError(ValueError):
+    """A file that is no valid `.ecdc`, or not for this model."""
+
+
+@dataclass(frozen=True)
+class EcdcHeader:
+    """The JSON of an `.ecdc` file: `audio_length` in samples at the model's rate."""
+
+    model_name: str
+    audio_length: int
+    num_codebooks: int
+    uses_lm: bool = False
+    fingerprint: str | None = None
+
+
+def write_header(file: BinaryIO, header: EcdcHeader) -> None:
+    """Magic, version and JSON, spelt as the original spells them."""
+    fields = {
+        "m": header.model_name,
+        "al": header.audio_length,
+        "nc": header.num_codebooks,
+        "lm": header.uses_lm,
+    }
+    if header.fingerprint is not None:
+        fields["fp"] = header.fingerprint
+    text = json.dumps(fields).encode()
+    file.write(PREFIX.pack(MAGIC, VERSION, len(text)) + text)
+
+
+def read_header(file: BinaryIO) -> EcdcHeader:
+    """The header, checked; the file stands at the first segment after it.
+
+    Raises:
+        EcdcError: for anything but a version 0 header with sensible values.
+    """
+    magic, version, size = PREFIX.unpack(read_exactly(file, PREFIX.size, "header"))
+    if magic != MAGIC:
+        raise EcdcError(f"not an .ecdc file: it starts with {magic!r}, allowed: {MAGIC!r}")
+    if version != VERSION:
+        raise EcdcError(f".ecdc version is {version}, allowed: {VERSION}")
+    if size > MOST_HEADER_BYTES:
+        raise EcdcError(f"header length is {size} bytes, allowed: up to {MOST_HEADER_BYTES}")
+    try:
+        fields = json.loads(read_exactly(file, size, "header"))
+    except (ValueError, RecursionError) as error:
+        raise EcdcError(f"header is no JSON ({type(error).__name__})") from None
+    kinds = {"m": str, "al": int, "nc": int, "lm": bool}
+    if not isinstance(fields, dict) or any(type(fields.get(key)) is not kind for key, kind in kinds.items()):
+        raise EcdcError(
+            f"header is {str(fields)[:100]}, allowed: m (text), al and nc (whole numbers), lm (true/false)"
+        )
+    if fields["al"] < 1 or fields["nc"] < 1:
+        raise EcdcError(f"header has al {fields['al']} and nc {fields['nc']}, allowed: at least 1 each")
+    if not isinstance(fields.get("fp"), (str, type(None))):
+        raise EcdcError(f"header has fp {str(fields['fp'])[:100]}, allowed: text")
+    return EcdcHeader(fields["m"], fields["al"], fields["nc"], fields["lm"], fields.get("fp"))
+
+
+def write_segment(file: BinaryIO, codes: np.ndarray, bits: int, scale: float | None = None) -> None:
+    """One chunk's `codes` (K, F) of `bits` bits each, and its scale if it has one."""
+    if scale is not None:
+        file.write(SCALE.pack(scale))
+    file.write(pack(codes.T.reshape(-1), bits))
+
+
+def read_segment(
+    file: BinaryIO, codebooks: int, frames: int, bits: int, has_scale: bool
+) -> tuple[np.ndarray, float | None]:
+    """One chunk's codes (K, F) int64 and its scale. Memory grows with what the file really holds.
+
+    Raises:
+        EcdcError: if the file ends early or the scale is not a finite positive number.
+    """
+    scale = None
+    if has_scale:
+        (scale,) = SCALE.unpack(read_exactly(file, SCALE.size, "scale"))
+        if not (math.isfinite(scale) and scale > 0):
+            raise EcdcError(f"scale is {scale}, allowed: finite and above 0")
+    data = read_exactly(file, packed_size(codebooks * frames, bits), "codes")
+    return unpack(data, codebooks * frames, bits).reshape(frames, codebooks).T, scale
+
+
+def read_end(file: BinaryIO) -> None:
+    """Make sure that nothing follows."""
+    if file.read(1):
+        raise EcdcError("bytes follow the last segment, allowed: none")
+
+
+def read_exactly(file: BinaryIO, size: int, what: str) -> bytes:
+    """`size` bytes, read in pieces, so that a false size costs no more memory than the file has bytes."""
+    data = bytearray()
+    while len(data) < size:
+        piece = file.read(min(size - len(data), READ_BYTES))
+        if not piece:
+            raise EcdcError(f"file ends inside the {what}: {size - len(data)} of {size} bytes are missing")
+        data += piece
+    return bytes(data)
