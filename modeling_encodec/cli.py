@@ -1,0 +1,270 @@
+"""The command line: `modeling-encodec encode | decode | info | demo`.
+
+A user's error is one line on stderr and exit code 2. What takes long to import is imported inside the commands.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+
+
+STREAM = "-"
+SUFFIX = ".ecdc"
+# Typer carries a click of its own, and of its errors names only this subclass.
+UsageError = typer.BadParameter.__base__
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, help="EnCodec: audio to .ecdc files and back.")
+
+Paths = Annotated[
+    list[str], typer.Argument(metavar="IN... OUT", help="Files or folders, then the target. '-' is a pipe.")
+]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder or Hub id (default: the bundled one).")]
+Device = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1 ...")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that exist.")]
+
+
+@app.command()
+def encode(
+    paths: Paths,
+    bandwidth: Annotated[
+        float | None, typer.Option("--bandwidth", "-b", help="kbps (default: 6, or nearest).")
+    ] = None,
+    model: Model = None,
+    device: Device = "cpu",
+    force: Force = False,
+) -> None:
+    """Audio files to .ecdc files. Several files, or a folder, go into a folder."""
+    from modeling_encodec.bitstream.compression import compress_to_file
+    from modeling_encodec.checkpoints import bundled_checkpoint
+    from modeling_encodec.processors.audio import AUDIO_SUFFIXES, read_audio
+
+    jobs = _plan(paths, AUDIO_SUFFIXES, SUFFIX, force)
+    codec = _load(model or str(bundled_checkpoint()), device)
+    bandwidths = list(codec.config.target_bandwidths)
+    if bandwidth is None:
+        bandwidth = min(bandwidths, key=lambda allowed: abs(allowed - 6))
+    elif bandwidth not in bandwidths:
+        raise ValueError(f"bandwidth is {bandwidth:g} kbps, allowed: {', '.join(f'{b:g}' for b in bandwidths)}")
+
+    def job(source: str, target: str) -> None:
+        with _open_source(source) as file:
+            audio, _ = read_audio(file, codec.config.sampling_rate, codec.config.audio_channels)
+        with _open_target(target) as file:
+            compress_to_file(codec, audio, file, bandwidth)
+
+    _run(job, jobs, "encode")
+
+
+@app.command()
+def decode(
+    paths: Paths,
+    model: Model = None,
+    device: Device = "cpu",
+    rescale: Annotated[bool, typer.Option("--rescale", "-r", help="Scale down audio that would clip.")] = False,
+    force: Force = False,
+) -> None:
+    """.ecdc files to audio files (.wav, .flac, .ogg, .mp3 by the target's name). The file names its model."""
+    from modeling_encodec.bitstream.compression import decompress_from_file
+    from modeling_encodec.bitstream.ecdc import read_header
+    from modeling_encodec.checkpoints import checkpoint_for
+    from modeling_encodec.processors.audio import write_audio
+
+    jobs = _plan(paths, (SUFFIX,), ".wav", force)
+    models = {}
+
+    def job(source: str, target: str) -> None:
+        with _open_source(source) as file:
+            name = model or checkpoint_for(_peek(file, read_header).model_name)
+            if name not in models:
+                models[name] = _load(name, device)
+            audio, rate = decompress_from_file(file, models[name])
+        audio = audio.float().cpu().numpy()
+        if target == STREAM:
+            buffer = io.BytesIO()
+            clipping = write_audio(buffer, audio, rate, rescale=rescale)
+            sys.stdout.buffer.write(buffer.getvalue())
+        else:
+            clipping = write_audio(target, audio, rate, rescale=rescale)
+        if clipping and not clipping.rescaled:
+            _say(f"{target}: {clipping.samples} samples clipped (peak {clipping.peak:.2f}); --rescale avoids it")
+
+    _run(job, jobs, "decode")
+
+
+@app.command()
+def info(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help=".ecdc files.")], model: Model = None
+) -> None:
+    """What .ecdc files hold."""
+    from modeling_encodec.bitstream.inspection import describe
+
+    for name in files:
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"{name}: no such file")
+        with open(name, "rb") as file:
+            lines = describe(file, Path(name).stat().st_size, model)
+        typer.echo("\n".join([name, *(f"  {key:14} {value}" for key, value in lines.items())]))
+
+
+@app.command()
+def demo(
+    clips: Annotated[list[Path] | None, typer.Argument(metavar="[CLIP...]", help="Audio files of your own.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("demo_output"),
+    model: Model = None,
+) -> None:
+    """Clips through the codec at every bandwidth: wavs, a table of cost and quality, spectrograms."""
+    from modeling_encodec.checkpoints import bundled_checkpoint
+    from modeling_encodec.demo import demo_clips, run_demo
+
+    codec = _load(model or str(bundled_checkpoint()), "cpu")
+    rows = run_demo(codec, clips or demo_clips(), out)
+    typer.echo(
+        f"{'clip':12} {'kbps':>5} {'bytes':>7} {'measured':>9} {'ratio':>6} {'SI-SNR':>8} {'encode':>8} {'decode':>8}"
+    )
+    for row in rows:
+        typer.echo(
+            f"{row.clip:12.12} {row.bandwidth:5g} {row.bytes:7} {row.kbps:9.3f} {row.ratio:5.0f}x "
+            f"{row.si_snr:5.1f} dB {row.encode_seconds:6.2f} s {row.decode_seconds:6.2f} s"
+        )
+    typer.echo(f"wavs, .ecdc files and spectrograms.png are in {out}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        app(args=argv, standalone_mode=False)
+    except UsageError as error:
+        _say(f"modeling-encodec: {error.format_message()}")
+        return 2
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        _say(f"modeling-encodec: {_one_line(error)}")
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        _say("modeling-encodec: interrupted")
+        return 130
+    except typer.Exit as stop:
+        return stop.exit_code
+    return 0
+
+
+# ---- what the commands share ------------------------------------------------------------------------------------
+
+
+def _load(name: str, device: str):
+    """The model `name`, ready to run on `device`."""
+    import torch
+    import transformers
+
+    from modeling_encodec.modeling_encodec import EncodecModel
+
+    transformers.logging.disable_progress_bar()
+    try:
+        return EncodecModel.from_pretrained(name).eval().to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:  # an unknown or absent device
+        raise ValueError(f"device is {device!r}: {_one_line(error)}") from None
+
+
+def _plan(paths: list[str], suffixes: tuple[str, ...], new_suffix: str, force: bool) -> list[tuple[str, str]]:
+    """(source, target) of every file to make. Everything that can be refused is refused before work starts."""
+    if len(paths) < 2:
+        raise UsageError("give at least one input and the output: IN... OUT")
+    *sources, target = paths
+    if len(sources) == 1 and not Path(sources[0]).is_dir() and not Path(target).is_dir():
+        jobs = [(sources[0], target)]
+    else:
+        if target == STREAM or STREAM in sources:
+            raise ValueError("'-' goes with one input and one output, not with folders or several files")
+        if Path(target).is_file():
+            raise ValueError(f"{target} is a file, allowed: a folder, for several inputs")
+        jobs = list(_folder_jobs(sources, Path(target), suffixes, new_suffix))
+        if not jobs:
+            raise ValueError(f"no {', '.join(suffixes)} files in {', '.join(sources)}")
+    targets = [made for _, made in jobs]
+    twice = next((made for made in targets if targets.count(made) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two inputs would both become {twice}")
+    for source, made in jobs:
+        if source != STREAM and not Path(source).is_file():
+            raise FileNotFoundError(f"{source}: no such file")
+        if made != STREAM and Path(made).exists() and not force:
+            raise FileExistsError(f"{made} exists; --force overwrites it")
+    return jobs
+
+
+def _folder_jobs(sources, folder: Path, suffixes, new_suffix) -> Iterator[tuple[str, str]]:
+    """Files keep their place below the folder they were found in."""
+    for source in map(Path, sources):
+        if not source.is_dir():
+            yield str(source), str(folder / source.with_suffix(new_suffix).name)
+            continue
+        for found in sorted(source.rglob("*")):
+            if found.is_file() and found.suffix.lower() in suffixes:
+                yield str(found), str(folder / found.relative_to(source).with_suffix(new_suffix))
+
+
+def _run(job: Callable[[str, str], None], jobs: list[tuple[str, str]], verb: str) -> None:
+    """Do every job; one that fails is named and the others go on."""
+    from tqdm import tqdm
+
+    failed = 0
+    for source, target in tqdm(jobs, desc=verb, unit="file", disable=len(jobs) == 1 or not sys.stderr.isatty()):
+        try:
+            if target != STREAM:
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+            job(source, target)
+        except (ValueError, OSError) as error:
+            message = _one_line(error)
+            if len(jobs) == 1:
+                raise ValueError(message if source in message else f"{source}: {message}") from None
+            failed += 1
+            tqdm.write(f"{source}: {message}", file=sys.stderr)
+    if failed:
+        raise ValueError(f"{failed} of {len(jobs)} files failed")
+
+
+@contextlib.contextmanager
+def _open_source(source: str) -> Iterator[BinaryIO]:
+    if source != STREAM:
+        with open(source, "rb") as file:
+            yield file
+        return
+    # Audio files are read with seeks, which a pipe has not.
+    yield io.BytesIO(sys.stdin.buffer.read())
+
+
+@contextlib.contextmanager
+def _open_target(target: str) -> Iterator[BinaryIO]:
+    from modeling_encodec.atomic import atomic_path
+
+    if target == STREAM:
+        buffer = io.BytesIO()
+        yield buffer
+        sys.stdout.buffer.write(buffer.getvalue())
+        sys.stdout.buffer.flush()
+        return
+    with atomic_path(target) as temporary, open(temporary, "wb") as file:
+        yield file
+
+
+def _peek(file: BinaryIO, read: Callable):
+    """What `read` finds at the file's place, which stays."""
+    start = file.tell()
+    found = read(file)
+    file.seek(start)
+    return found
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
