@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path of the same suffix in `target`'s folder; it becomes `target` when the block ends without error."""
+    """A temporary path of the same suffix beside `target`; it becomes `target` when the block ends without error."""
     target = Path(target)
     handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
     os.close(handle)

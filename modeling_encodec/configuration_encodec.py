@@ -3,7 +3,7 @@
 
 Field names and defaults are those of Transformers' own ``EncodecConfig`` (5.23), so one ``config.json`` serves both.
 The checks are stricter: a configuration that cannot work is refused here, with the value and what is allowed, and
-nowhere else. Presets are the released models of the paper (arXiv 2210.13438, section 3.1 and 4.1) and MusicGen's codec.
+nowhere else. Presets are the released models (arXiv 2210.13438, sections 3.1 and 4.1) and MusicGen's codec.
 """
 
 import math

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling-encodec authors. Licensed under the Apache License, Version 2.0.
 """EncodecModel: audio to codes and back (arXiv 2210.13438), with the interface of Transformers' model of that name.
 
-Code written for the stock class runs unchanged; outputs carry more (lengths per row, scales, latents). State-dict names
-are the stock ones, so a folder saved here loads there and the other way round.
+Code written for the stock class runs unchanged; outputs carry more (lengths per row, scales, latents). State-dict
+names are the stock ones, so a folder saved here loads there and the other way round.
 
 The same audio gives the same codes. A row's padding never enters it: rows are cut at their own end, and on a CPU each
 row is computed alone, in blocks of a fixed size from its own beginning, so that its neighbours cannot change even its
@@ -153,7 +153,7 @@ class EncodecModel(EncodecPreTrainedModel):
             bandwidth (`float`, *optional*): kbps, one of `config.target_bandwidths`; the smallest if nothing is said.
             num_quantizers (`int`, *optional*): codebooks to use, instead of `bandwidth`.
             return_latents (`bool`): also return the encoder's output, with its gradient if gradients are on.
-            return_dict (`bool`, *optional*): `False` for the tuple `(audio_codes, audio_scales, last_frame_pad_length)`.
+            return_dict (`bool`, *optional*): `False` for a tuple `(audio_codes, audio_scales, last_frame_pad_length)`.
 
         Raises:
             ValueError: for a bandwidth or count the model does not have, or audio it cannot take.
@@ -295,8 +295,8 @@ class EncodecModel(EncodecPreTrainedModel):
             codes = codes[None]
         if codes.dim() != 4 or 0 in codes.shape or codes.shape[2] > self.config.num_quantizers:
             raise ValueError(
-                f"audio_codes have shape {shape}, allowed: (chunks, batch, 1 to {self.config.num_quantizers} codebooks, "
-                "frames), none of them 0"
+                f"audio_codes have shape {shape}, allowed: (chunks, batch, codebooks, frames), none of them 0 "
+                f"and at most {self.config.num_quantizers} codebooks"
             )
         if self.config.chunk_length is None and len(codes) != 1:
             raise ValueError(f"audio_codes have {len(codes)} chunks, allowed: 1 (this model codes the whole signal)")
@@ -393,12 +393,16 @@ class EncodecModel(EncodecPreTrainedModel):
             return coded.audio_codes, decoded.audio_values
         return EncodecOutput(**coded, audio_values=decoded.audio_values)
 
+    @property
+    def _computes_rows_together(self) -> bool:
+        return self.device.type != "cpu"
+
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return self.config.return_dict if return_dict is None else return_dict
 
     def _run(self, net: EncodecEncoder | EncodecDecoder, pieces: list[torch.Tensor], hop: int) -> list[torch.Tensor]:
         """`net` on each (1, C, T) piece, as if alone; `hop` is the samples of a piece per frame."""
-        if self.device.type == "cpu":
+        if not self._computes_rows_together:
             return [self._run_in_blocks(net, piece, CPU_BLOCK_FRAMES, hop) for piece in pieces]
         outputs = [None] * len(pieces)
         for group in _groups([piece.shape[2] for piece in pieces], ACCELERATOR_BATCH_FRAMES * hop):
@@ -437,7 +441,7 @@ def _run_ragged(net: nn.Module, pieces: list[torch.Tensor]) -> list[torch.Tensor
 
 def _groups(lengths: list[int], most: int) -> list[list[int]]:
     """Indices of similar lengths together, at most `most` samples a group, padding counted."""
-    groups, size = [], 0
+    groups = []
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         if groups and (len(groups[-1]) + 1) * lengths[index] <= most:
             groups[-1].append(index)

@@ -26,7 +26,7 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".a
 
 @dataclass(frozen=True)
 class Clipping:
-    """What happened to samples outside [-1, 1] on writing: how many there were, the peak, and whether all was rescaled."""
+    """Samples outside [-1, 1] met on writing: how many, the peak, and whether the signal was rescaled for them."""
 
     samples: int
     peak: float

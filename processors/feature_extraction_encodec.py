@@ -70,7 +70,7 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
         """Batch of one or several clips.
 
         Args:
-            raw_audio: a clip, `(T,)` or `(channels, T)`; or several, as a list of clips or an array `(B, channels, T)`.
+            raw_audio: a clip, `(T,)` or `(channels, T)`; or several, a list of clips or an array `(B, channels, T)`.
                 Clips are NumPy arrays, tensors or lists of numbers; integers are taken as PCM of their width.
             padding: `True` or `"longest"` (default), `"max_length"`, or `False` for rows as they are and no mask.
             truncation: cut rows at `max_length`, or at the shortest row without one.

@@ -42,7 +42,7 @@ def original_model(model: EncodecModel):
 
 @torch.no_grad()
 def fill_codebooks(model: EncodecModel, seconds: float = 4.0) -> None:
-    """Codebooks drawn from what their stage really meets, so that codes spread over all entries as in a trained model."""
+    """Codebooks drawn from what their stage really meets, so that codes spread as in a trained model."""
     config = model.config
     samples = int((config.chunk_length_s or seconds) * config.sampling_rate)
     size, frames = config.codebook_size, -(-samples // config.hop_length)
@@ -53,3 +53,13 @@ def fill_codebooks(model: EncodecModel, seconds: float = 4.0) -> None:
         spread = 0.3 * residual.std() * torch.randn(size, residual.shape[1])
         layer.codebook.embed.copy_(residual[torch.randperm(len(residual))[:size]] + spread)
         residual = residual - layer.codebook.decode(layer.codebook.encode(residual))
+
+
+@torch.no_grad()
+def level_output(model: EncodecModel) -> None:
+    """Scale the decoder's last convolution so that codes of noise decode to a peak of about 1, as audio has."""
+    codes = torch.randint(model.config.codebook_size, (1, model.config.num_quantizers, 150))
+    peak = model.decoder(model.embed(codes)).abs().max()
+    for name, parameter in model.decoder.layers[-1].named_parameters():
+        if name.endswith(("original0", "norm.weight", "bias")):
+            parameter /= peak

@@ -6,7 +6,7 @@ import torch
 def si_snr(reference: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
     """Scale-invariant signal-to-noise ratio in dB over the last axis, (..., T) -> (...).
 
-    Both signals lose their mean; the estimate's part along the reference is signal, the rest noise (paper section 4.3).
+    Both signals lose their mean; the estimate's part along the reference is signal, the rest noise (paper 4.3).
     Infinite for an exact copy up to gain; NaN where the reference is silent.
     """
     if reference.shape != estimate.shape:

@@ -1,0 +1,71 @@
+"""Models and audio that many tests share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from peers import fill_codebooks, level_output
+
+from modeling_encodec.checkpoints import bundled_checkpoint
+from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.modeling_encodec import EncodecModel
+
+
+torch.set_num_threads(1)  # pytest-xdist runs one process per core
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def make_model(config: EncodecConfig, seed: int = 0) -> EncodecModel:
+    """A model with random weights and codebooks that fit what its encoder puts out."""
+    torch.manual_seed(seed)
+    model = EncodecModel(config).eval()
+    fill_codebooks(model)
+    level_output(model)
+    return model
+
+
+@pytest.fixture(scope="session")
+def released_models() -> dict[str, EncodecModel]:
+    """The three released architectures at full size, by name."""
+    presets = {"24khz": EncodecConfig.preset_24khz, "48khz": EncodecConfig.preset_48khz}
+    return {name: make_model(preset()) for name, preset in (presets | {"32khz": EncodecConfig.preset_32khz}).items()}
+
+
+@pytest.fixture(scope="session")
+def small_models() -> dict[str, EncodecModel]:
+    """The three architectures with 4 filters and a 16-wide latent, for tests that run them often."""
+    size = {"num_filters": 4, "hidden_size": 16, "num_lstm_layers": 1, "codebook_size": 64}
+    return {
+        "24khz": make_model(EncodecConfig.preset_24khz(**size, target_bandwidths=[0.9, 1.8, 3.6])),
+        "48khz": make_model(EncodecConfig.preset_48khz(**size, target_bandwidths=[1.8, 3.6])),
+        "32khz": make_model(EncodecConfig.preset_32khz(**size, target_bandwidths=[1.2])),
+    }
+
+
+@pytest.fixture(scope="session")
+def bundled_model() -> EncodecModel:
+    return EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+
+
+@pytest.fixture(scope="session")
+def real_clip():
+    """`real_clip(rate)`: the real test clip at 24000 (mono) or 48000 Hz (stereo), float32 (1, channels, T)."""
+
+    def load(rate: int) -> torch.Tensor:
+        path = SHARED / "audio" / f"test_{rate // 1000}k.flac"
+        if not path.exists():
+            pytest.skip(f"{path.name} is not at hand")
+        samples, _ = soundfile.read(path, dtype="float32", always_2d=True)
+        return torch.from_numpy(np.ascontiguousarray(samples.T))[None]
+
+    return load
+
+
+def noise(batch: int, channels: int, samples: int, seed: int = 0) -> torch.Tensor:
+    """Noise of changing loudness, (batch, channels, samples)."""
+    generator = torch.Generator().manual_seed(seed)
+    loudness = torch.rand(batch, 1, samples // 4000 + 1, generator=generator).repeat_interleave(4000, 2)[..., :samples]
+    return 0.3 * loudness * torch.randn(batch, channels, samples, generator=generator)

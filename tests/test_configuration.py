@@ -1,0 +1,137 @@
+"""EncodecConfig: the stock fields and numbers, and no value that cannot work."""
+
+import json
+import math
+
+import pytest
+import transformers
+
+from modeling_encodec.checkpoints import bundled_checkpoint
+from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.modeling_encodec import EncodecModel
+
+
+PRESETS = {
+    "24khz": EncodecConfig.preset_24khz(),
+    "48khz": EncodecConfig.preset_48khz(),
+    "32khz": EncodecConfig.preset_32khz(),
+}
+DERIVED = (
+    *("chunk_length", "chunk_stride", "hop_length", "codebook_nbits", "frame_rate", "num_quantizers"),
+    *("codebook_dim", "model_type"),
+)
+
+
+def fields(config) -> dict:
+    return {key: value for key, value in config.to_dict().items() if key not in ("model_type", "transformers_version")}
+
+
+def test_fields_and_defaults_are_those_of_stock():
+    assert EncodecConfig().to_dict().keys() == transformers.EncodecConfig().to_dict().keys()
+    ours, stock = fields(EncodecConfig()), fields(transformers.EncodecConfig())
+    assert json.loads(json.dumps(ours)) == json.loads(json.dumps(stock))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_derived_numbers_are_those_of_stock(name):
+    config = PRESETS[name]
+    stock = transformers.EncodecConfig(**fields(config))
+    assert {key: getattr(config, key) for key in DERIVED} == {key: getattr(stock, key) for key in DERIVED}
+
+
+@pytest.mark.parametrize(
+    ("name", "hop", "rate", "codebooks"), [("24khz", 320, 75, 32), ("48khz", 320, 150, 16), ("32khz", 640, 50, 4)]
+)
+def test_presets_are_the_released_models(name, hop, rate, codebooks):
+    config = PRESETS[name]
+    assert (config.hop_length, config.frame_rate, config.num_quantizers) == (hop, rate, codebooks)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("24khz", [2, 4, 8, 16, 32]), ("48khz", [2, 4, 8, 16]), ("32khz", [4])],
+)
+def test_codebooks_per_bandwidth(name, expected):
+    config = PRESETS[name]
+    assert [config.num_quantizers_for_bandwidth(b) for b in config.target_bandwidths] == expected
+
+
+def test_parameter_counts_are_the_published_ones(released_models):
+    counts = {name: sum(p.numel() for p in model.parameters()) for name, model in released_models.items()}
+    assert counts == {"24khz": 14_851_810, "48khz": 14_856_294, "32khz": 56_884_674}
+
+
+@pytest.mark.parametrize("size", [2, 3, 600, 1000, 1024, 1025])
+def test_codebook_size_need_not_be_a_power_of_two(size):
+    config = EncodecConfig(codebook_size=size, num_filters=2)
+    assert config.codebook_nbits == math.ceil(math.log2(size))
+    for bandwidth in config.target_bandwidths:
+        assert 1 <= config.num_quantizers_for_bandwidth(bandwidth) <= config.num_quantizers
+
+
+def test_reads_a_saved_config_unchanged(tmp_path):
+    text = json.loads((bundled_checkpoint() / "config.json").read_text())
+    config = EncodecConfig.from_pretrained(bundled_checkpoint())
+    assert all(config.to_dict()[key] == value for key, value in text.items() if key != "transformers_version")
+    config.save_pretrained(tmp_path)
+    assert fields(EncodecConfig.from_pretrained(tmp_path)) == fields(config)
+    assert fields(transformers.EncodecConfig.from_pretrained(tmp_path)).items() >= fields(config).items() - {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("norm_type", "batch_norm", "weight_norm"),
+        ("norm_type", "time_group_norm", "causal"),  # the default is causal
+        ("pad_mode", "circular", "reflect"),
+        ("target_bandwidths", [], "one or more"),
+        ("target_bandwidths", [6.0, 3.0], "ascending"),
+        ("target_bandwidths", [3.0, 3.0], "ascending"),
+        ("target_bandwidths", [0.7, 1.5], "0.75"),
+        ("target_bandwidths", [1.5, float("nan")], "finite"),
+        ("target_bandwidths", [1.5, float("inf")], "finite"),
+        ("target_bandwidths", [-1.5, 3.0], "0.75"),
+        ("overlap", 1.0, r"\[0, 1\)"),
+        ("overlap", -0.1, r"\[0, 1\)"),
+        ("chunk_length_s", 0.001, "one hop"),
+        ("chunk_length_s", 1.0, "overlap"),
+        ("upsampling_ratios", [], "one or more"),
+        ("upsampling_ratios", [8, 0], "at least 1"),
+        ("upsampling_ratios", [8, -5], "at least 1"),
+        ("sampling_rate", 0, "at least 1"),
+        ("audio_channels", 0, "1 or 2"),
+        ("audio_channels", 3, "1 or 2"),
+        ("hidden_size", 0, "at least 1"),
+        ("num_filters", 0, "at least 1"),
+        ("num_residual_layers", -1, "at least 0"),
+        ("kernel_size", 0, "at least 1"),
+        ("last_kernel_size", -7, "at least 1"),
+        ("residual_kernel_size", 0, "at least 1"),
+        ("dilation_growth_rate", 0, "at least 1"),
+        ("compress", 0, "at least 1"),
+        ("compress", 64, "num_filters"),
+        ("num_lstm_layers", 0, "at least 1"),
+        ("trim_right_ratio", 1.5, r"\[0, 1\]"),
+        ("codebook_size", 1, "at least 2"),
+        ("codebook_dim", 64, "hidden_size"),
+    ],
+)
+def test_refuses_what_cannot_work_with_the_value_and_what_is_allowed(field, value, allowed):
+    with pytest.raises(ValueError, match=allowed) as caught:
+        EncodecConfig(**{field: value})
+    message = str(caught.value)
+    assert "\n" not in message and (str(value) in message or field != message.split()[0])
+
+
+def test_wrong_types_are_refused():
+    for field, value in {"num_filters": 2.5, "normalize": "yes", "target_bandwidths": 6.0}.items():
+        with pytest.raises(Exception, match=field):
+            EncodecConfig(**{field: value})
+
+
+def test_a_model_with_an_odd_codebook_codes(small_models):
+    import torch
+
+    model = EncodecModel(EncodecConfig(codebook_size=1000, num_filters=2)).eval()
+    output = model.encode(torch.randn(1, 1, 3200), bandwidth=24.0)
+    assert output.audio_codes.shape == (1, 1, 32, 10) and output.audio_codes.max() < 1000

@@ -1,0 +1,121 @@
+"""Ours = the `encodec` package = Transformers, with the same weights: codes, scales, audio."""
+
+import pytest
+import torch
+from conftest import noise
+from peers import import_encodec, original_model, stock_model
+from ties import count_ties
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # the original's weight norm
+
+SECONDS = [0.5, 2.37, 10]
+SAMPLES = [1, 319, 320, 321]
+
+
+def lengths(rate: int) -> list[int]:
+    return [*SAMPLES, rate - 1, rate, rate + 1, *(int(seconds * rate) for seconds in SECONDS)]
+
+
+@pytest.fixture(scope="module")
+def originals(released_models):
+    if import_encodec() is None:
+        pytest.skip("the encodec package is not installed")
+    return {name: original_model(released_models[name]) for name in ("24khz", "48khz")}
+
+
+@pytest.fixture(scope="module")
+def stocks(released_models):
+    return {name: stock_model(model) for name, model in released_models.items()}
+
+
+@torch.inference_mode()
+def code(model, audio):
+    return model.encode(audio, bandwidth=model.config.target_bandwidths[-1], return_latents=True)
+
+
+@pytest.mark.parametrize("index", range(10))
+@pytest.mark.parametrize("name", ["24khz", "48khz"])
+@torch.inference_mode()
+def test_equal_to_the_original(name, index, released_models, originals):
+    model, original = released_models[name], originals[name]
+    samples = lengths(model.config.sampling_rate)[index]
+    audio = noise(1, model.config.audio_channels, samples, seed=index)
+    ours = code(model, audio)
+    original.set_target_bandwidth(model.config.target_bandwidths[-1])
+    theirs = original.encode(audio)
+    assert len(theirs) == len(ours.audio_codes)
+    ties = 0
+    for (codes, scale), chunk, our_scale, latents in zip(theirs, ours.audio_codes, ours.audio_scales, ours.latents):
+        frames = codes.shape[-1]
+        ties += count_ties(model, latents[..., :frames], chunk[..., :frames], codes)
+        assert (chunk[..., frames:] == 0).all()
+        assert (scale is None and our_scale is None) or torch.equal(scale, our_scale)
+    assert ties <= 1e-3 * ours.codes_lengths.item()
+    decoded = model.decode(*ours.to_tuple()[:2], audio_lengths=ours.audio_lengths)[0]
+    expected = original.decode(theirs)[..., :samples]
+    if ties == 0:
+        torch.testing.assert_close(decoded, expected, rtol=0, atol=1e-5)
+    assert decoded.shape == audio.shape
+
+
+@pytest.mark.parametrize("index", range(10))
+@pytest.mark.parametrize("name", ["24khz", "48khz", "32khz"])
+@torch.inference_mode()
+def test_equal_to_stock_transformers(name, index, released_models, stocks):
+    model, stock = released_models[name], stocks[name]
+    samples = lengths(model.config.sampling_rate)[index]
+    audio = noise(1, model.config.audio_channels, samples, seed=index)
+    ours = code(model, audio)
+    bandwidth = model.config.target_bandwidths[-1]
+    theirs = stock.encode(audio, bandwidth=bandwidth)
+    ties = count_ties(model, ours.latents, ours.audio_codes, theirs.audio_codes)
+    assert ties <= 1e-3 * ours.codes_lengths.item()
+    assert ours.last_frame_pad_length == theirs.last_frame_pad_length
+    assert len(ours.audio_scales) == len(theirs.audio_scales)
+    for our_scale, scale in zip(ours.audio_scales, theirs.audio_scales):
+        assert (scale is None and our_scale is None) or torch.allclose(scale, our_scale, rtol=1e-6)
+    arguments = (theirs.audio_codes, theirs.audio_scales, torch.ones(1, samples), False, theirs.last_frame_pad_length)
+    torch.testing.assert_close(model.decode(*arguments)[0], stock.decode(*arguments)[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [24000, 48000])
+@torch.inference_mode()
+def test_equal_on_real_audio(rate, released_models, originals, real_clip):
+    name = f"{rate // 1000}khz"
+    model, original = released_models[name], originals[name]
+    audio = real_clip(rate)[..., : 5 * rate]
+    ours = code(model, audio)
+    original.set_target_bandwidth(model.config.target_bandwidths[-1])
+    for (codes, _), chunk, latents in zip(original.encode(audio), ours.audio_codes, ours.latents):
+        frames = codes.shape[-1]
+        assert count_ties(model, latents[..., :frames], chunk[..., :frames], codes) <= 1
+
+
+@torch.inference_mode()
+def test_the_bundled_checkpoint_gives_stock_codes_on_real_audio(bundled_model, real_clip):
+    stock, audio = stock_model(bundled_model), real_clip(24000)[..., :240000]
+    ours = code(bundled_model, audio)
+    theirs = stock.encode(audio, bandwidth=12.0)
+    assert count_ties(bundled_model, ours.latents, ours.audio_codes, theirs.audio_codes) <= 1
+    torch.testing.assert_close(
+        bundled_model.decode(theirs.audio_codes)[0], stock.decode(theirs.audio_codes, [None])[0], rtol=0, atol=1e-5
+    )
+
+
+@torch.inference_mode()
+def test_stock_calls_run_unchanged(small_models):
+    """The same lines on both classes: tuple and dict outputs, defaults, keywords, forward with codes."""
+    for name in ("24khz", "32khz"):
+        model = small_models[name]
+        stock, audio = stock_model(model), noise(2, 1, 7000)
+        mask = torch.ones(2, 7000, dtype=torch.bool)
+        for codec in (model, stock):
+            codes, scales, pad = codec.encode(audio, mask, return_dict=False)
+            assert codes.shape[:2] == (1, 2) and scales == [None] and pad == 0
+            (values,) = codec.decode(codes, scales, mask, return_dict=False)
+            assert values.shape == audio.shape
+            output = codec(audio, mask, codec.config.target_bandwidths[-1])
+            assert output[0] is output.audio_codes and output[1] is output.audio_values
+            assert codec(audio, mask, return_dict=False)[1].shape == audio.shape
+        torch.testing.assert_close(model(audio).audio_values, stock(audio).audio_values, rtol=0, atol=1e-5)
