@@ -186,8 +186,9 @@ class EncodecModel(EncodecPreTrainedModel):
         if num_quantizers is not None:
             if bandwidth is not None:
                 raise ValueError(f"bandwidth {bandwidth} and num_quantizers {num_quantizers} given, allowed: one")
-            if not 1 <= num_quantizers <= self.config.num_quantizers:
-                raise ValueError(f"num_quantizers is {num_quantizers}, allowed: 1 to {self.config.num_quantizers}")
+            most = self.config.num_quantizers
+            if type(num_quantizers) is not int or not 1 <= num_quantizers <= most:
+                raise ValueError(f"num_quantizers is {num_quantizers}, allowed: 1 to {most}")
             return num_quantizers
         allowed = self.config.target_bandwidths
         if bandwidth is None:
@@ -378,13 +379,13 @@ class EncodecModel(EncodecPreTrainedModel):
 
         `return_dict=False` gives the tuple `(audio_codes, audio_values)`.
         """
+        if padding_mask is None and input_values is not None:
+            padding_mask = torch.ones_like(self._check_audio(input_values)[:, 0], dtype=torch.bool)
         if audio_codes is None:
             if audio_scales is not None:
                 raise ValueError("You specified `audio_scales` but did not specify the `audio_codes`")
             if input_values is None:
                 raise ValueError("input_values and audio_codes are both None, allowed: one of them given")
-            if padding_mask is None:
-                padding_mask = torch.ones_like(self._check_audio(input_values)[:, 0], dtype=torch.bool)
             coded = self.encode(input_values, padding_mask, bandwidth, True, num_quantizers=num_quantizers)
         else:
             coded = EncodecEncoderOutput(audio_codes, audio_scales, last_frame_pad_length)
@@ -456,7 +457,9 @@ def _row_lengths(mask: torch.Tensor | None, shape: tuple) -> list[int]:
     if mask is None:
         return [samples] * batch
     given = tuple(mask.shape)
-    if mask.numel() % (batch * samples) or given[-1] != samples or mask.dim() > 3:
+    if mask.dim() == 1:
+        mask = mask[None]
+    if mask.dim() not in (2, 3) or mask.shape[0] != batch or mask.shape[-1] != samples or 0 in given:
         raise ValueError(f"padding_mask has shape {given}, allowed: ({batch}, {samples}) or ({batch}, 1, {samples})")
     mask = mask.reshape(batch, -1, samples)[:, 0].bool()
     lengths = mask.sum(dim=1)

@@ -61,9 +61,6 @@ class FoldedConv(nn.Module):
         self._folded = None
         return super()._apply(fn, recurse)
 
-    def __getstate__(self):
-        return {**super().__getstate__(), "_folded": None}
-
     def normalise(self, x: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         """GroupNorm with one group, over channels and the valid samples of each row (identity with weight norm)."""
         if not hasattr(self, "norm"):

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 import transformers
 
 from modeling_encodec.checkpoints import bundled_checkpoint
@@ -75,7 +76,8 @@ def test_reads_a_saved_config_unchanged(tmp_path):
     assert all(config.to_dict()[key] == value for key, value in text.items() if key != "transformers_version")
     config.save_pretrained(tmp_path)
     assert fields(EncodecConfig.from_pretrained(tmp_path)) == fields(config)
-    assert fields(transformers.EncodecConfig.from_pretrained(tmp_path)).items() >= fields(config).items() - {}
+    stock = transformers.EncodecConfig.from_pretrained(tmp_path).to_dict()
+    assert all(stock[key] == value for key, value in text.items() if key != "transformers_version")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,9 @@ def test_refuses_what_cannot_work_with_the_value_and_what_is_allowed(field, valu
     with pytest.raises(ValueError, match=allowed) as caught:
         EncodecConfig(**{field: value})
     message = str(caught.value)
-    assert "\n" not in message and (str(value) in message or field != message.split()[0])
+    assert "\n" not in message
+    if message.startswith(field):
+        assert repr(value) in message
 
 
 def test_wrong_types_are_refused():
@@ -129,9 +133,7 @@ def test_wrong_types_are_refused():
             EncodecConfig(**{field: value})
 
 
-def test_a_model_with_an_odd_codebook_codes(small_models):
-    import torch
-
+def test_a_model_with_an_odd_codebook_codes():
     model = EncodecModel(EncodecConfig(codebook_size=1000, num_filters=2)).eval()
     output = model.encode(torch.randn(1, 1, 3200), bandwidth=24.0)
     assert output.audio_codes.shape == (1, 1, 32, 10) and output.audio_codes.max() < 1000

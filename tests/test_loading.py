@@ -1,4 +1,4 @@
-"""from_pretrained and save_pretrained: both ways with stock Transformers, old keys, missing keys, remote code, dtypes."""
+"""from_pretrained and save_pretrained: stock and back, old keys, missing keys, remote code, dtypes."""
 
 import json
 import logging

@@ -76,8 +76,9 @@ def read_header(file: BinaryIO) -> EcdcHeader:
         raise EcdcError(f".ecdc version is {version}, allowed: {VERSION}")
     if size > MOST_HEADER_BYTES:
         raise EcdcError(f"header length is {size} bytes, allowed: up to {MOST_HEADER_BYTES}")
+    text = read_exactly(file, size, "header")
     try:
-        fields = json.loads(read_exactly(file, size, "header"))
+        fields = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise EcdcError(f"header is no JSON ({type(error).__name__})") from None
     kinds = {"m": str, "al": int, "nc": int, "lm": bool}

@@ -1,0 +1,89 @@
+"""Who imports whom: downwards only, and files that travel to the Hub import nothing that does not."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import modeling_encodec
+
+
+ROOT = Path(__file__).parents[1]
+LAYERS = {
+    "atomic": 0,
+    "checkpoints": 0,
+    "configuration_encodec": 0,
+    "bitstream.bit_packing": 0,
+    "bitstream.ecdc": 1,
+    "evaluation.metrics": 0,
+    "evaluation.plots": 0,
+    "processors.audio": 1,
+    "processors.feature_extraction_encodec": 0,
+    "conversion.key_mapping": 1,
+    "quantization_encodec": 1,
+    "seanet_encodec": 1,
+    "modeling_encodec": 2,
+    "auto_classes": 3,
+    "bitstream.compression": 3,
+    "bitstream.inspection": 3,
+    "demo": 4,
+    "cli": 6,
+    "__main__": 7,
+}
+SOURCES = {
+    **{path.relative_to(ROOT / "modeling_encodec"): path for path in (ROOT / "modeling_encodec").rglob("*.py")},
+    **{
+        path.relative_to(ROOT): path
+        for folder in ("processors", "conversion")
+        for path in (ROOT / folder).rglob("*.py")
+    },
+}
+
+
+def module_name(relative: Path) -> str:
+    return ".".join(relative.with_suffix("").parts)
+
+
+def imports_of(path: Path) -> list[tuple[str, int]]:
+    """(module, level) of every import of ours, wherever in the file."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("modeling_encodec")):
+            found.append(((node.module or "").removeprefix("modeling_encodec").lstrip("."), node.level))
+        elif isinstance(node, ast.Import):
+            assert not any(name.name.split(".")[0] in ("processors", "conversion") for name in node.names), path
+    return found
+
+
+def test_every_module_has_a_layer_and_imports_downwards():
+    for relative, path in SOURCES.items():
+        if path.name == "__init__.py":
+            continue
+        name = module_name(relative)
+        for target, _ in imports_of(path):
+            assert LAYERS[target] < LAYERS[name], f"{name} imports {target}"
+
+
+def test_files_for_the_hub_import_only_siblings():
+    for path in SOURCES.values():
+        if not path.stem.endswith("_encodec"):
+            continue
+        for target, level in imports_of(path):
+            assert level == 1 and target.endswith("_encodec"), f"{path.name} imports {target}"
+
+
+def test_public_names_are_sorted_real_and_lazy():
+    assert modeling_encodec.__all__ == sorted(modeling_encodec.__all__)
+    for name in modeling_encodec.__all__:
+        assert getattr(modeling_encodec, name).__doc__
+    code = "import sys, modeling_encodec; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_module_and_public_function_is_documented():
+    for path in SOURCES.values():
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree) or not tree.body, path
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"
