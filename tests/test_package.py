@@ -1,0 +1,92 @@
+"""The wheel, installed where nothing else of the project is, runs the README's lines; the README is true."""
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def installed_python(tmp_path_factory) -> Path:
+    """Python of a new virtual environment with the wheel and, by path, the dependencies of this one.
+
+    Only the folder is put on its path: editable installs, which need their .pth file run, stay out of sight.
+    """
+    folder = tmp_path_factory.mktemp("wheel")
+    # From a copy: building leaves files in the source tree, and tests run side by side.
+    source = shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(".*", "build", "*.egg-info"))
+    build = [sys.executable, "-m", "pip", "wheel", source, "--no-deps", "--no-build-isolation", "-q", "-w", folder]
+    subprocess.run(build, check=True, cwd=folder, timeout=300)
+    venv.create(folder / "venv", with_pip=False)
+    python = folder / "venv" / "bin" / "python"
+    paths = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    site = Path(paths.stdout.strip())
+    (wheel,) = folder.glob("*.whl")
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", site, wheel]
+    subprocess.run(install, check=True, timeout=300)
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
+    return python
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("index", range(len(python_blocks())))
+def test_readme_code_runs_from_the_installed_wheel(index, installed_python, tmp_path):
+    check = f"import modeling_encodec; assert {str(ROOT)!r} not in modeling_encodec.__file__\n"
+    code = check + python_blocks()[index]
+    done = subprocess.run([installed_python, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+
+
+def test_installed_command_line_runs(installed_python, tmp_path):
+    command = [installed_python, "-m", "modeling_encodec", "demo", "--out", tmp_path / "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "speech" in done.stdout, done.stderr
+
+
+def test_only_one_name_is_installed(installed_python):
+    site = next((installed_python.parents[1] / "lib").glob("python*/site-packages"))
+    names = {path.name for path in site.iterdir() if not path.name.endswith((".dist-info", ".pth"))}
+    assert names - {"__pycache__", "bin"} == {"modeling_encodec"}
+
+
+def test_readme_names_every_source_file():
+    tree = README.split("## Files")[1].split("##")[0]
+    for folder in ("modeling_encodec", "processors", "conversion"):
+        for path in (ROOT / folder).iterdir():
+            if path.name.startswith("__") and path.name not in ("__init__.py", "__main__.py"):
+                continue
+            if path.name == "__init__.py" and folder != "modeling_encodec":
+                continue
+            assert path.name in tree, f"{folder}/{path.name} is missing from the README's file tree"
+
+
+def test_readme_commands_exist():
+    from typer.main import get_command
+
+    from modeling_encodec.cli import app
+
+    used = set(re.findall(r"modeling-encodec (\w+)", README))
+    assert used == set(get_command(app).commands)
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
