@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 .PHONY: demo test test-all lint bench clean
 
 demo: $(VENV)/.demo
-	$(BIN)/modeling-encodec demo --out demo_output
+	$(BIN)/modeling-encodec demo --out demo_output --force
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"

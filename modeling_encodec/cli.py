@@ -19,7 +19,12 @@ SUFFIX = ".ecdc"
 # Typer carries a click of its own, and of its errors names only this subclass.
 UsageError = typer.BadParameter.__base__
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, help="EnCodec: audio to .ecdc files and back.")
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="EnCodec: audio to .ecdc files and back.",
+)
 
 Paths = Annotated[
     list[str], typer.Argument(metavar="IN... OUT", help="Files or folders, then the target. '-' is a pipe.")
@@ -117,11 +122,14 @@ def demo(
     clips: Annotated[list[Path] | None, typer.Argument(metavar="[CLIP...]", help="Audio files of your own.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("demo_output"),
     model: Model = None,
+    force: Force = False,
 ) -> None:
     """Clips through the codec at every bandwidth: wavs, a table of cost and quality, spectrograms."""
     from modeling_encodec.checkpoints import bundled_checkpoint
     from modeling_encodec.demo import demo_clips, run_demo
 
+    if out.exists() and not force:
+        raise FileExistsError(f"{out} exists; --force writes into it all the same")
     codec = _load(model or str(bundled_checkpoint()), "cpu")
     rows = run_demo(codec, clips or demo_clips(), out)
     typer.echo(
@@ -142,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         _say(f"modeling-encodec: {error.format_message()}")
         return 2
-    except (ValueError, OSError, ImportError, MemoryError) as error:
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         _say(f"modeling-encodec: {_one_line(error)}")
         return 2
     except (KeyboardInterrupt, typer.Abort):
@@ -174,6 +182,8 @@ def _plan(paths: list[str], suffixes: tuple[str, ...], new_suffix: str, force: b
     """(source, target) of every file to make. Everything that can be refused is refused before work starts."""
     if len(paths) < 2:
         raise UsageError("give at least one input and the output: IN... OUT")
+    if "" in paths:
+        raise ValueError("one of the paths is empty")
     *sources, target = paths
     if len(sources) == 1 and not Path(sources[0]).is_dir() and not Path(target).is_dir():
         jobs = [(sources[0], target)]
@@ -192,7 +202,11 @@ def _plan(paths: list[str], suffixes: tuple[str, ...], new_suffix: str, force: b
     for source, made in jobs:
         if source != STREAM and not Path(source).is_file():
             raise FileNotFoundError(f"{source}: no such file")
-        if made != STREAM and Path(made).exists() and not force:
+        if made == STREAM or not Path(made).exists():
+            continue
+        if source != STREAM and Path(made).samefile(source):
+            raise ValueError(f"{made} is both input and output")
+        if not force:
             raise FileExistsError(f"{made} exists; --force overwrites it")
     return jobs
 
@@ -215,15 +229,14 @@ def _run(job: Callable[[str, str], None], jobs: list[tuple[str, str]], verb: str
     failed = 0
     for source, target in tqdm(jobs, desc=verb, unit="file", disable=len(jobs) == 1 or not sys.stderr.isatty()):
         try:
-            if target != STREAM:
-                Path(target).parent.mkdir(parents=True, exist_ok=True)
             job(source, target)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:
             message = _one_line(error)
+            message = message if source in message else f"{source}: {message}"
             if len(jobs) == 1:
-                raise ValueError(message if source in message else f"{source}: {message}") from None
+                raise ValueError(message) from None
             failed += 1
-            tqdm.write(f"{source}: {message}", file=sys.stderr)
+            tqdm.write(message, file=sys.stderr)
     if failed:
         raise ValueError(f"{failed} of {len(jobs)} files failed")
 

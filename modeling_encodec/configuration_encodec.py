@@ -154,9 +154,8 @@ class EncodecConfig(PreTrainedConfig):
         return int(1000 * self.target_bandwidths[-1] // (self.frame_rate * self.codebook_nbits))
 
     def num_quantizers_for_bandwidth(self, bandwidth: float) -> int:
-        """Codebooks used at `bandwidth` kbps: as many as it pays for, at least one, at most the model's."""
-        bits_per_second = math.log2(self.codebook_size) * self.frame_rate
-        return min(max(1, math.floor(bandwidth * 1000 / bits_per_second)), self.num_quantizers)
+        """Codebooks used at `bandwidth` kbps: as many as it pays for when packed, at least one."""
+        return max(1, int(1000 * bandwidth // (self.frame_rate * self.codebook_nbits)))
 
     # ---- checks: plain ValueErrors; @strict has seen to the types before -----------------------------------------
 

@@ -38,16 +38,18 @@ def run_demo(model: EncodecModel, clips: Sequence[Path], folder: Path) -> list[D
     """Code every clip at every bandwidth. Into `folder` go the originals, an `.ecdc` and a wav for each bandwidth, and
     `spectrograms.png`."""
     rate, table, pictures = model.config.sampling_rate, [], {}
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in clips:
-        audio, _ = read_audio(path, rate, model.config.audio_channels)
-        write_audio(folder / f"{path.stem}_original.wav", audio, rate)
-        pictures[path.stem] = {"original": audio.mean(0)}
+    names = [path.stem for path in clips]
+    if len(set(names)) < len(names):
+        raise ValueError(f"clips are called {', '.join(names)}, allowed: different names")
+    originals = [read_audio(path, rate, model.config.audio_channels)[0] for path in clips]
+    for name, audio in zip(names, originals):
+        write_audio(folder / f"{name}_original.wav", audio, rate)
+        pictures[name] = {"original": audio.mean(0)}
         decompress(compress(model, audio[:, :rate]), model)  # the first call of each shape is slower
         for bandwidth in model.config.target_bandwidths:
-            row, decoded = _code(model, audio, path.stem, bandwidth, folder)
+            row, decoded = _code(model, audio, name, bandwidth, folder)
             table.append(row)
-            pictures[path.stem][f"{bandwidth:g} kbps"] = decoded.mean(0)
+            pictures[name][f"{bandwidth:g} kbps"] = decoded.mean(0)
     with atomic_path(folder / "spectrograms.png") as temporary:
         save_spectrograms(pictures, rate, temporary)
     return table

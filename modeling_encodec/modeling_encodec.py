@@ -20,6 +20,7 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput
 
+from .batching_encodec import as_tensor, group_by_length, row_lengths, stack_chunks, stack_scales, whole_numbers
 from .configuration_encodec import EncodecConfig
 from .quantization_encodec import EncodecEuclideanCodebook, EncodecResidualVectorQuantizer
 from .seanet_encodec import EncodecDecoder, EncodecEncoder, folds, split_blocks
@@ -160,9 +161,9 @@ class EncodecModel(EncodecPreTrainedModel):
         """
         quantizers = self._resolve_quantizers(bandwidth, num_quantizers)
         audio = self._check_audio(input_values)
-        lengths = _row_lengths(padding_mask, audio.shape)
+        lengths = row_lengths(padding_mask, audio.shape)
         spans = [self._chunk_spans(length) for length in lengths]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and return_latents), _exact_float32(audio.device):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and return_latents), _exact_float32():
             pieces = [audio[r : r + 1, :, slice(*span)] for r, row in enumerate(spans) for span in row]
             pieces, scales = self._normalise(pieces)
             latents = self._run(self.encoder, [piece.to(self.dtype) for piece in pieces], self.config.hop_length)
@@ -171,12 +172,12 @@ class EncodecModel(EncodecPreTrainedModel):
         longest = lengths.index(max(lengths))
         frames = [[self._frames(stop - start) for start, stop in row] for row in spans]
         output = EncodecEncoderOutput(
-            audio_codes=_stack_chunks(codes, shape),
-            audio_scales=_stack_scales(scales, shape) if self.config.normalize else [None] * max(shape),
+            audio_codes=stack_chunks(codes, shape),
+            audio_scales=stack_scales(scales, shape) if self.config.normalize else [None] * max(shape),
             last_frame_pad_length=frames[longest][0] - frames[longest][-1],
             codes_lengths=torch.tensor([sum(row) for row in frames], device=audio.device),
             audio_lengths=torch.tensor(lengths, device=audio.device),
-            latents=_stack_chunks(latents, shape) if return_latents else None,
+            latents=stack_chunks(latents, shape) if return_latents else None,
         )
         if not self._wants_dict(return_dict):
             return output.audio_codes, output.audio_scales, output.last_frame_pad_length
@@ -200,7 +201,7 @@ class EncodecModel(EncodecPreTrainedModel):
         return self.config.num_quantizers_for_bandwidth(bandwidth)
 
     def _check_audio(self, audio: torch.Tensor) -> torch.Tensor:
-        channels = self.config.audio_channels
+        audio, channels = as_tensor("input_values", audio), self.config.audio_channels
         if not audio.is_floating_point():
             raise ValueError(f"input_values are {audio.dtype}, allowed: floating point in [-1, 1]")
         shape = tuple(audio.shape)
@@ -263,12 +264,13 @@ class EncodecModel(EncodecPreTrainedModel):
         """
         codes = self._check_codes(audio_codes)
         scales = self._check_scales(audio_scales, len(codes), codes.shape[1])
+        padding_mask = None if padding_mask is None else as_tensor("padding_mask", padding_mask)
         width = None if padding_mask is None else padding_mask.shape[-1]
-        lengths = None if padding_mask is None else _row_lengths(padding_mask, (codes.shape[1], 1, width))
+        lengths = None if padding_mask is None else row_lengths(padding_mask, (codes.shape[1], 1, width))
         if audio_lengths is not None:
-            lengths = torch.as_tensor(audio_lengths).tolist()
+            lengths = whole_numbers("audio_lengths", audio_lengths)
         frames = self._valid_frames(codes, lengths, audio_lengths is not None, codes_lengths, last_frame_pad_length)
-        with _exact_float32(codes.device):
+        with _exact_float32():
             pieces = [(n, r) for r in range(codes.shape[1]) for n in range(len(codes)) if frames[n][r] > 0]
             latents = [self.embed(codes[n, r : r + 1, :, : frames[n][r]]) for n, r in pieces]
             decoded = self._run(self.decoder, [latent.to(self.dtype) for latent in latents], 1)
@@ -287,21 +289,30 @@ class EncodecModel(EncodecPreTrainedModel):
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Sum of the codebook vectors of `codes` (..., K, F) as (..., D, F) float32: what the decoder decodes."""
+        codes = as_tensor("codes", codes)
+        if codes.dim() < 2:
+            raise ValueError(f"codes have shape {tuple(codes.shape)}, allowed: (..., codebooks, frames)")
+        codes = self._check_range(codes)
         latents = self.quantizer.decode(codes.reshape(-1, *codes.shape[-2:]))
         return latents.view(*codes.shape[:-2], *latents.shape[-2:])
 
     def _check_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        codes = as_tensor("audio_codes", codes)
         shape = tuple(codes.shape)
         if codes.dim() == 3:
             codes = codes[None]
-        if codes.dim() != 4 or 0 in codes.shape or codes.shape[2] > self.config.num_quantizers:
-            raise ValueError(
-                f"audio_codes have shape {shape}, allowed: (chunks, batch, codebooks, frames), none of them 0 "
-                f"and at most {self.config.num_quantizers} codebooks"
-            )
+        if codes.dim() != 4:
+            raise ValueError(f"audio_codes have shape {shape}, allowed: (chunks, batch, codebooks, frames)")
         if self.config.chunk_length is None and len(codes) != 1:
             raise ValueError(f"audio_codes have {len(codes)} chunks, allowed: 1 (this model codes the whole signal)")
-        if codes.is_floating_point() or codes.dtype == torch.bool:
+        return self._check_range(codes)
+
+    def _check_range(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (..., K, F) as int64 if every one of them stands for a codebook vector."""
+        if 0 in codes.shape or codes.shape[-2] > self.config.num_quantizers:
+            most = self.config.num_quantizers
+            raise ValueError(f"codes have shape {tuple(codes.shape)}, allowed: no 0, and at most {most} codebooks")
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise ValueError(f"audio_codes are {codes.dtype}, allowed: whole numbers")
         codes = codes.long()
         low, high = codes.min().item(), codes.max().item()
@@ -314,10 +325,13 @@ class EncodecModel(EncodecPreTrainedModel):
             if self.config.normalize:
                 raise ValueError("audio_scales are missing: this model needs the scales that encode returned")
             return None
+        scales = [None if scale is None else as_tensor("audio_scales", scale).float() for scale in scales]
         if len(scales) != chunks or any(scale is None or scale.numel() != batch for scale in scales):
             given = [None if scale is None else tuple(scale.shape) for scale in scales]
             raise ValueError(f"audio_scales are {given}, allowed: {chunks} of shape ({batch}, 1), one a chunk")
-        return [scale.reshape(batch).to(self.device, torch.float32) for scale in scales]
+        if not all(torch.isfinite(scale).all() for scale in scales):
+            raise ValueError("audio_scales hold NaN or infinity, allowed: finite scales")
+        return [scale.reshape(batch).to(self.device) for scale in scales]
 
     def _valid_frames(self, codes, lengths, lengths_are_exact, codes_lengths, last_frame_pad) -> list[list[int]]:
         """Frames of chunk n, row r that are audio, as [n][r]."""
@@ -332,12 +346,12 @@ class EncodecModel(EncodecPreTrainedModel):
                 raise ValueError(f"audio_lengths are {lengths}, which {chunks} chunks of {width} frames do not hold")
             # Else: codes of a stock model, which also codes the padding the mask hides.
         if codes_lengths is not None and chunks == 1:
-            rows = torch.as_tensor(codes_lengths).tolist()
+            rows = whole_numbers("codes_lengths", codes_lengths)
             if len(rows) != batch or not all(1 <= n <= width for n in rows):
                 raise ValueError(f"codes_lengths are {rows}, allowed: {batch} of 1 to {width} frames")
             return [rows]
         last = width - (last_frame_pad or 0)
-        if not 1 <= last <= width:
+        if type(last) is not int or not 1 <= last <= width:
             raise ValueError(f"last_frame_pad_length is {last_frame_pad}, allowed: 0 to {width - 1}")
         return [[width] * batch] * (chunks - 1) + [[last] * batch]
 
@@ -351,8 +365,8 @@ class EncodecModel(EncodecPreTrainedModel):
         stride, first = self.config.chunk_stride, chunks[0]
         time = torch.linspace(0, 1, first.shape[2] + 2, device=first.device)[1:-1]
         triangle = 0.5 - (time - 0.5).abs()
-        total = stride * (len(chunks) - 1) + chunks[-1].shape[2]
-        total = max(total, first.shape[2])
+        # Rounded up to whole frames, the chunk before the last may end after it.
+        total = max(index * stride + chunk.shape[2] for index, chunk in enumerate(chunks))
         audio = first.new_zeros(*first.shape[:2], total, dtype=torch.float32)
         weight = audio.new_zeros(total)
         for index, chunk in enumerate(chunks):
@@ -406,7 +420,7 @@ class EncodecModel(EncodecPreTrainedModel):
         if not self._computes_rows_together:
             return [self._run_in_blocks(net, piece, CPU_BLOCK_FRAMES, hop) for piece in pieces]
         outputs = [None] * len(pieces)
-        for group in _groups([piece.shape[2] for piece in pieces], ACCELERATOR_BATCH_FRAMES * hop):
+        for group in group_by_length([piece.shape[2] for piece in pieces], ACCELERATOR_BATCH_FRAMES * hop):
             batch = [pieces[index] for index in group]
             if len(batch) == 1:
                 outputs[group[0]] = self._run_in_blocks(net, batch[0], ACCELERATOR_BLOCK_FRAMES, hop)
@@ -417,10 +431,8 @@ class EncodecModel(EncodecPreTrainedModel):
 
     def _run_in_blocks(self, net, piece: torch.Tensor, block: int, hop: int) -> torch.Tensor:
         """`net` on one piece, `block` frames at a time; equal to the whole piece at once."""
-        blocks, fine = (
-            split_blocks(piece.shape[2], block * hop),
-            CPU_FINE_FRAMES if piece.device.type == "cpu" else None,
-        )
+        blocks = split_blocks(piece.shape[2], max(block, net.shortest_block) * hop)
+        fine = CPU_FINE_FRAMES if piece.device.type == "cpu" else None
         if torch.is_grad_enabled() or self.config.norm_type == "time_group_norm":  # the norm looks at the whole piece
             blocks, fine = [(0, piece.shape[2])], None
         outputs, state = [], None
@@ -440,63 +452,19 @@ def _run_ragged(net: nn.Module, pieces: list[torch.Tensor]) -> list[torch.Tensor
     return [row[None, :, :length] for row, length in zip(output, net.output_lengths(lengths).tolist())]
 
 
-def _groups(lengths: list[int], most: int) -> list[list[int]]:
-    """Indices of similar lengths together, at most `most` samples a group, padding counted."""
-    groups = []
-    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if groups and (len(groups[-1]) + 1) * lengths[index] <= most:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
-
-
-def _row_lengths(mask: torch.Tensor | None, shape: tuple) -> list[int]:
-    """Samples of each row of audio of `shape` (B, channels, T) under its padding mask."""
-    batch, _, samples = shape
-    if mask is None:
-        return [samples] * batch
-    given = tuple(mask.shape)
-    if mask.dim() == 1:
-        mask = mask[None]
-    if mask.dim() not in (2, 3) or mask.shape[0] != batch or mask.shape[-1] != samples or 0 in given:
-        raise ValueError(f"padding_mask has shape {given}, allowed: ({batch}, {samples}) or ({batch}, 1, {samples})")
-    mask = mask.reshape(batch, -1, samples)[:, 0].bool()
-    lengths = mask.sum(dim=1)
-    if not torch.equal(mask, torch.arange(samples, device=mask.device) < lengths[:, None]):
-        raise ValueError("padding_mask has 1 after 0, allowed: ones, then zeros (padding on the right)")
-    if (lengths == 0).any():
-        raise ValueError(f"padding_mask leaves no sample in row {int(lengths.argmin())}, allowed: at least one")
-    return lengths.tolist()
-
-
-def _stack_chunks(pieces: list[torch.Tensor], shape: list[int]) -> torch.Tensor:
-    """Pieces (1, K, F) of rows with `shape` chunks each, row by row, as (N, B, K, F), zero where there is nothing."""
-    width = max(piece.shape[-1] for piece in pieces)
-    stacked = pieces[0].new_zeros(max(shape), len(shape), pieces[0].shape[1], width)
-    places = [(chunk, row) for row, chunks in enumerate(shape) for chunk in range(chunks)]
-    for (chunk, row), piece in zip(places, pieces):
-        stacked[chunk, row, :, : piece.shape[-1]] = piece[0]
-    return stacked
-
-
-def _stack_scales(scales: list[torch.Tensor], shape: list[int]) -> list[torch.Tensor]:
-    return list(_stack_chunks([scale[None] for scale in scales], shape)[..., 0])
-
-
 @contextmanager
-def _exact_float32(device: torch.device):
-    """Full float32 products on a GPU, whatever the process allows itself: TF32 keeps ten bits and changes codes."""
-    if device.type != "cuda":
-        yield
-        return
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+def _exact_float32():
+    """Full float32 products, whatever the process allows itself: TF32 and bfloat16 passes change codes."""
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    places = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+    allowed = [place.fp32_precision for place in places]
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
+        for place, precision in zip(places, allowed):
+            place.fp32_precision = precision
 
 
 # What `save_pretrained` writes carries this code along, for `trust_remote_code` on a machine without this package.

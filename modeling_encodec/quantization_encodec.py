@@ -48,7 +48,8 @@ class EncodecEuclideanCodebook(nn.Module):
         spares its rounding. Equal distances give the lower index.
         """
         embed = self.embed.float()
-        return torch.addmm(embed.square().sum(1), vectors, embed.t(), alpha=-2).argmin(dim=1)
+        with torch.autocast(embed.device.type, enabled=False):
+            return torch.addmm(embed.square().sum(1), vectors, embed.t(), alpha=-2).argmin(dim=1)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codebook vectors (..., D) of int64 `codes` (...)."""

@@ -26,8 +26,9 @@ class FoldedConv(nn.Module):
     """Holds a (weight-normed) convolution `conv` and gives out its weight ready for use.
 
     With gradients on, the weight is made anew from its parameters. Without, it is folded once and kept until a
-    parameter changes (seen by address and version) or the mode is switched by `train()`; the kept copy is not in the
-    state dict. So nothing has to be folded before or unfolded after.
+    parameter changes (seen by address and version) or the mode is set by `train()` or `eval()`; the kept copy is not
+    in the state dict. So nothing has to be folded before or unfolded after. A write through `parameter.data` is the
+    one change that PyTorch counts no version for: call `eval()` after it.
     """
 
     def __init__(self, config: EncodecConfig, conv: nn.Module):
@@ -45,7 +46,10 @@ class FoldedConv(nn.Module):
         """Weight and bias for `F.conv2d`, folded if no gradient is wanted."""
         if torch.is_grad_enabled():
             return self.arrange(self.conv.weight, self.conv.bias)
-        version = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in self.conv.parameters()]
+        parameters = list(self.conv.parameters())
+        if any(parameter.is_inference() for parameter in parameters):  # they keep no version
+            return self.arrange(self.conv.weight, self.conv.bias)
+        version = [(parameter.data_ptr(), parameter._version, parameter.dtype) for parameter in parameters]
         if self._folded is None or self._folded[0] != version:
             weight, bias = self.arrange(self.conv.weight, self.conv.bias)
             # Copied, for with a single input channel `contiguous` would leave strides that read as channels-first.
@@ -119,7 +123,7 @@ class EncodecConv1d(FoldedConv):
         return buffer[..., y.shape[3] * self.stride :].clone(memory_format=torch.channels_last)
 
     def output_lengths(self, lengths):
-        """Frames of rows with `lengths` samples."""
+        """Frames of rows with `lengths` samples (tensor or int)."""
         return (lengths + self.stride - 1) // self.stride
 
 
@@ -132,7 +136,7 @@ class EncodecConvTranspose1d(FoldedConv):
 
     def __init__(self, config, in_channels: int, out_channels: int, kernel_size: int, stride: int):
         super().__init__(config, nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride))
-        self.stride, self.out_channels = stride, out_channels
+        self.stride, self.out_channels, self.window = stride, out_channels, 2  # frames x[t-1] and x[t]
         excess = kernel_size - stride
         if config.use_causal_conv:
             self.right = -int(-excess * config.trim_right_ratio // 1)  # rounded up
@@ -164,12 +168,14 @@ class EncodecConvTranspose1d(FoldedConv):
         return y, x[..., -1:].clone()
 
     def output_lengths(self, lengths):
-        """Samples of rows with `lengths` frames."""
+        """Samples of rows with `lengths` frames (tensor or int)."""
         return lengths * self.stride
 
 
 class EncodecLSTM(nn.Module):
     """LSTM along time with a skip connection. It only looks back, in the non-causal models too."""
+
+    window = 1
 
     def __init__(self, config: EncodecConfig, dim: int):
         super().__init__()
@@ -196,6 +202,7 @@ class EncodecResnetBlock(nn.Module):
         widen = EncodecConv1d(config, hidden, dim, 1)
         self.block = nn.ModuleList([nn.ELU(), narrow, nn.ELU(), widen])
         self.shortcut = EncodecConv1d(config, dim, dim, 1) if config.use_conv_shortcut else nn.Identity()
+        self.window = narrow.window
 
     def step(self, x, state=None, end=True, lengths=None):
         """(B, C, 1, T) -> the same; the skip waits in the buffer of the first convolution for its frames."""
@@ -231,11 +238,11 @@ class _Seanet(nn.Module):
     ) -> tuple[torch.Tensor, list]:
         """The next piece (B, C, T) of each row's signal -> (B, C', T') and the state after it, a new value.
 
-        `block` is the number of frames that the high-rate layers take at a time, all by default. A first piece or
-        block must be long enough to be reflected, and so must a last one with what waits in the state:
-        `last_kernel_size` frames are.
+        `block` is the number of frames that the high-rate layers take at a time, all by default. A first piece must be
+        long enough to be reflected, and so must a last one: `shortest_block` frames are.
         """
         x = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        block = block and max(block, self.shortest_block)
         states = [None] * len(self.layers) if state is None else list(state)
         for layers, rate in self.stages:
             blocks = split_blocks(x.shape[3], block * rate) if block and rate else [(0, x.shape[3])]
@@ -257,6 +264,16 @@ class _Seanet(nn.Module):
             x, states[index] = layer.step(x, states[index], end, lengths)
             lengths = None if lengths is None else layer.output_lengths(lengths)
         return x, lengths
+
+    def _shortest_block(self, rate: int) -> int:
+        """Frames of a block that fills every layer's window and can be reflected: the windows' sum; `rate` is the
+        samples per frame that come in."""
+        frames = 0
+        for layer in self.layers:
+            if not isinstance(layer, nn.ELU):
+                frames += -(-layer.window // rate)
+                rate = layer.output_lengths(rate)
+        return frames
 
     def output_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
         """Lengths of what comes out for rows of `lengths`."""
@@ -283,6 +300,7 @@ class EncodecEncoder(_Seanet):
         # The low-rate stage begins after the last downsampling but one.
         cut = len(layers) - 5 - config.num_residual_layers
         self.stages = (range(cut), config.hop_length), (range(cut, len(layers)), None)
+        self.shortest_block = self._shortest_block(config.hop_length)
 
 
 class EncodecDecoder(_Seanet):
@@ -302,6 +320,7 @@ class EncodecDecoder(_Seanet):
         # The low-rate stage ends with the first upsampling and its residual units.
         cut = 4 + config.num_residual_layers
         self.stages = (range(cut), None), (range(cut, len(layers)), config.upsampling_ratios[0])
+        self.shortest_block = self._shortest_block(1)
 
 
 def split_blocks(length: int, block: int) -> list[tuple[int, int]]:

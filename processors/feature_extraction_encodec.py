@@ -41,6 +41,8 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         if feature_size not in (1, 2):
             raise ValueError(f"feature_size is {feature_size}, allowed: 1 (mono) or 2 (stereo)")
+        if sampling_rate < 1:
+            raise ValueError(f"sampling_rate is {sampling_rate} Hz, allowed: at least 1")
         if self.padding_side != "right":
             raise ValueError(f"padding_side is {self.padding_side!r}, allowed: 'right' (the codec starts at sample 0)")
         self.chunk_length_s = chunk_length_s
@@ -94,6 +96,8 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
         if padding and truncation:
             raise ValueError("Both padding and truncation were set. Make sure you only set one.")
         rows = [self._check_clip(clip, index) for index, clip in enumerate(_split_clips(raw_audio))]
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length is {max_length} samples, allowed: at least 1")
         if truncation:
             stop = min(row.shape[1] for row in rows) if max_length is None else max_length
             rows = [row[:, :stop] for row in rows]
@@ -119,6 +123,9 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
 
     def _check_clip(self, clip, index: int) -> np.ndarray:
         """A clip as float32 (channels, T)."""
+        if hasattr(clip, "detach"):  # a tensor, of whatever device, dtype and graph
+            clip = clip.detach().cpu()
+            clip = clip.float() if clip.is_floating_point() else clip
         samples = _as_float32(np.asarray(clip), index)
         if samples.ndim == 1 and self.feature_size == 1:
             samples = samples[None]

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "atomic": 0,
     "checkpoints": 0,
+    "batching_encodec": 0,
     "configuration_encodec": 0,
     "bitstream.bit_packing": 0,
     "bitstream.ecdc": 1,

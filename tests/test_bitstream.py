@@ -1,5 +1,6 @@
 """`.ecdc` version 0: byte for byte the original's, and only clean errors for anything else."""
 
+import copy
 import importlib
 import io
 import json
@@ -148,7 +149,9 @@ def test_files_of_other_weights_are_refused(small_models, released_models):
         decompress(data)
 
 
-@pytest.mark.parametrize("audio", [torch.zeros(100), torch.zeros(1, 1, 100), torch.zeros(2, 100), torch.zeros(1, 0)])
+@pytest.mark.parametrize(
+    "audio", [torch.zeros(100), torch.zeros(1, 1, 100), torch.zeros(2, 100), torch.zeros(1, 0), None, "x", [[0.0]]]
+)
 def test_compress_takes_one_clip(small_models, audio):
     with pytest.raises(ValueError, match="allowed"):
         compress(small_models["24khz"], audio)
@@ -219,6 +222,16 @@ def test_scales_that_are_none(small_models):
     for scale in (float("nan"), float("inf"), -1.0, 0.0):
         with pytest.raises(EcdcError, match="scale is"):
             decompress(data[:start] + struct.pack("!f", scale) + data[start + 4 :], model)
+
+
+@torch.no_grad()
+def test_a_file_that_decodes_to_infinity_is_refused(small_models):
+    model = copy.deepcopy(small_models["48khz"])
+    model.decoder.layers[-1].norm.weight.mul_(1e3)
+    data = compress(model, noise(1, 2, 3000)[0])
+    start = 9 + struct.unpack("!I", data[5:9])[0]
+    with pytest.raises(EcdcError, match="not finite"):
+        decompress(data[:start] + struct.pack("!f", 3.4e38) + data[start + 4 :], model)
 
 
 def test_codes_outside_an_odd_codebook():

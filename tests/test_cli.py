@@ -1,6 +1,8 @@
 """The command line: round trips, pipes, folders, and one line with exit code 2 for everything that goes wrong."""
 
 import io
+import os
+import stat
 import subprocess
 import sys
 
@@ -112,6 +114,34 @@ def test_overwriting_only_with_force(run, clip, tmp_path):
     assert output.read_text() == "precious"  # nothing half-written, not even with --force
 
 
+def test_force_is_no_licence_to_destroy(run, clip, tmp_path):
+    sound = clip.read_bytes()
+    assert fails(run("encode", clip, clip, "--force"), "both input and output") and clip.read_bytes() == sound
+    (tmp_path / "real.ecdc").write_text("old")
+    (tmp_path / "link.ecdc").symlink_to(tmp_path / "real.ecdc")
+    assert run("encode", clip, tmp_path / "link.ecdc", "--force")[0] == 0
+    assert (tmp_path / "link.ecdc").is_symlink() and (tmp_path / "real.ecdc").read_bytes().startswith(b"ECDC")
+    os.mkfifo(tmp_path / "pipe.ecdc")
+    with open(os.open(tmp_path / "pipe.ecdc", os.O_RDWR), "rb") as pipe:
+        assert run("encode", clip, tmp_path / "pipe.ecdc", "--force")[0] == 0
+        assert pipe.read(4) == b"ECDC" and stat.S_ISFIFO((tmp_path / "pipe.ecdc").stat().st_mode)
+
+
+def test_a_failure_leaves_no_folder(run, tmp_path):
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    assert fails(run("encode", tmp_path / "bad.wav", tmp_path / "new" / "x.ecdc"), "bad.wav")
+    assert fails(run("demo", tmp_path / "bad.wav", "--out", tmp_path / "new"), "bad.wav")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.wav"]
+
+
+def test_demo_refuses_what_would_overwrite(run, clip, tmp_path):
+    assert fails(run("demo", clip, "--out", tmp_path), "exists", "--force")
+    (tmp_path / "other").mkdir()
+    twin = tmp_path / "other" / clip.name
+    twin.write_bytes(clip.read_bytes())
+    assert fails(run("demo", clip, twin, "--out", tmp_path / "new"), "different names")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -121,6 +151,9 @@ def test_overwriting_only_with_force(run, clip, tmp_path):
         (["encode", "CLIP"], ["IN... OUT"]),
         (["encode", "CLIP", "x.ecdc", "--model", "no/such/place/there"], ["no/such/place/there"]),
         (["encode", "CLIP", "x.ecdc", "--device", "abacus"], ["abacus"]),
+        (["encode", "CLIP", "x.ecdc", "--device", "meta"], ["a clip.wav"]),
+        (["encode", "", "x.ecdc"], ["empty"]),
+        (["encode", "CLIP", ""], ["empty"]),
         (["encode", "-", "CLIP", "out"], ["'-'"]),
         (["encode", "CLIP", "CLIP", "out"], ["two inputs"]),
         (["decode", "CLIP", "x.wav"], ["starts with b'RIFF'"]),

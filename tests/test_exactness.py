@@ -172,6 +172,50 @@ def test_every_length_comes_back(name, small_models):
 
 
 @torch.no_grad()
+def test_a_chunk_that_ends_after_the_last_one_decodes(small_models):
+    """Rounded up to whole frames the chunk before the last can be the longer one; stock and original fail there."""
+    model = small_models["48khz"]
+    lengths = [95201, 95340, 95360, 142800, 95361, 95200]
+    rows = [noise(1, 2, samples, seed=samples) for samples in lengths]
+    for row in rows:
+        output = model.decode(**encode(model, row))
+        assert output.audio_values.shape == row.shape and torch.isfinite(output.audio_values).all()
+    assert model.decode(**encode(model, *batch_of(rows))).audio_lengths.tolist() == lengths
+    model = make_model(
+        EncodecConfig.preset_48khz(num_filters=2, hidden_size=8, num_lstm_layers=1, chunk_length_s=0.1, overlap=0.9)
+    )
+    for samples in range(20000, 22000, 97):
+        row = noise(1, 2, samples)
+        assert model.decode(**encode(model, row)).audio_values.shape == row.shape
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kernel_size": 301},
+        {"last_kernel_size": 301},
+        {"num_residual_layers": 3, "dilation_growth_rate": 12, "upsampling_ratios": [2, 2]},
+        {"residual_kernel_size": 199, "use_causal_conv": False, "upsampling_ratios": [2, 3]},
+    ],
+)
+@torch.no_grad()
+def test_blocks_are_never_shorter_than_a_kernel_reaches(fields, monkeypatch):
+    size = {"num_filters": 2, "hidden_size": 8, "num_lstm_layers": 1, "target_bandwidths": [200.0]}
+    model = make_model(EncodecConfig(**(size | {"upsampling_ratios": [4]} | fields)))
+    monkeypatch.setattr(modeling_encodec, "CPU_BLOCK_FRAMES", 8)
+    monkeypatch.setattr(modeling_encodec, "CPU_FINE_FRAMES", 4)
+    hop = model.config.hop_length
+    for frames in (700, 2000, 5000):
+        audio = noise(1, 1, frames * hop - 1)
+        coded = encode(model, audio)
+        whole = model.encoder(audio)
+        torch.testing.assert_close(coded.latents[0], whole, rtol=0, atol=1e-5 * whole.abs().max().item())
+        expected = model.decoder(model.embed(coded.audio_codes[0]))[..., : audio.shape[2]]
+        got = model.decode(**coded)[0]
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * max(1, expected.abs().max().item()))
+
+
+@torch.no_grad()
 def test_stereo_chunks_are_those_of_the_original(small_models):
     """No phantom chunk: one starts every 47,520 samples as long as there is audio, and the last ones are short."""
     model = small_models["48khz"]

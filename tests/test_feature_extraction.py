@@ -142,6 +142,21 @@ def test_refuses_another_rate_naming_both():
         MONO(CLIP, sampling_rate=44100)
 
 
+def test_tensors_of_any_kind():
+    clip = torch.from_numpy(CLIP)
+    for tensor in (clip.requires_grad_(), clip.detach().to(torch.bfloat16), (clip.detach() * 32768).to(torch.int16)):
+        values = run(MONO, tensor)["input_values"]
+        torch.testing.assert_close(values[0, 0], clip.detach(), rtol=1e-2, atol=1e-3)
+
+
+def test_refuses_numbers_that_make_no_sense():
+    for length in (0, -5):
+        with pytest.raises(ValueError, match=f"max_length is {length}"):
+            run(MONO, CLIP, padding=False, truncation=True, max_length=length)
+    with pytest.raises(ValueError, match="sampling_rate is 0"):
+        EncodecFeatureExtractor(sampling_rate=0)
+
+
 def test_refuses_padding_with_truncation_and_unknown_padding():
     with pytest.raises(ValueError, match="Both padding and truncation"):
         run(MONO, CLIP, padding=True, truncation=True)

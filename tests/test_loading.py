@@ -195,7 +195,7 @@ def test_saved_config_names_the_remote_code(small_models, tmp_path):
     small_models["24khz"].save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["auto_map"]["AutoModel"].endswith("EncodecModel") and config["model_type"] == "encodec"
-    assert {"configuration_encodec.py", "modeling_encodec.py", "quantization_encodec.py", "seanet_encodec.py"} <= {
+    assert {f"{name}_encodec.py" for name in ("batching", "configuration", "modeling", "quantization", "seanet")} <= {
         path.name for path in tmp_path.iterdir()
     }
 

@@ -1,6 +1,9 @@
 """EncodecModel's own interface: what it returns beyond stock, what it refuses, folded weights, gradients."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +81,8 @@ def test_encode_refuses_counts_it_does_not_have(small_models, arguments, message
         (torch.zeros(1, 1, 100, dtype=torch.int16), "int16"),
         (torch.full((1, 1, 100), torch.nan), "NaN"),
         (torch.full((1, 1, 100), torch.inf), "infinity"),
+        (None, "NoneType, allowed: a tensor"),
+        ("audio", "str, allowed"),
     ],
 )
 def test_encode_refuses_audio_it_cannot_take(small_models, audio, message):
@@ -171,6 +176,11 @@ def test_a_stereo_decode_without_its_scales_is_refused(small_models):
         (torch.zeros(1, 1, 2, 5, dtype=torch.long), {"audio_lengths": [5, 5]}, "1 of at least"),
         (torch.zeros(1, 1, 2, 5, dtype=torch.long), {"codes_lengths": [6]}, "1 of 1 to 5 frames"),
         (torch.zeros(1, 1, 2, 5, dtype=torch.long), {"last_frame_pad_length": 5}, "allowed: 0 to 4"),
+        (torch.zeros(1, 1, 2, 5, dtype=torch.long), {"last_frame_pad_length": 1.5}, "allowed: 0 to 4"),
+        (torch.zeros(1, 1, 2, 5, dtype=torch.long), {"audio_lengths": 5}, "one whole number a row"),
+        (torch.zeros(1, 1, 2, 5, dtype=torch.long), {"codes_lengths": [2.5]}, "one whole number a row"),
+        (torch.zeros(1, 1, 2, 5, dtype=torch.bool), {}, "bool, allowed: whole numbers"),
+        ("codes", {}, "str, allowed"),
     ],
 )
 def test_decode_refuses_codes_that_are_none(small_models, codes, options, message):
@@ -191,6 +201,31 @@ def test_stock_layout_of_stereo_codes_decodes(small_models):
     assert decoded.audio_lengths.tolist() == [samples]
     expected = model.decode(**coded).audio_values[..., :samples]
     torch.testing.assert_close(decoded.audio_values[..., :samples], expected)
+
+
+@torch.no_grad()
+def test_arrays_and_lists_do_as_tensors(small_models):
+    model, audio = small_models["48khz"], noise(1, 2, 60000)
+    coded = model.encode(audio)
+    again = model.encode(audio.numpy(), [[1] * 60000])
+    assert torch.equal(again.audio_codes, coded.audio_codes)
+    scales = [scale.item() for scale in coded.audio_scales]
+    decoded = model.decode(coded.audio_codes.numpy(), scales, audio_lengths=[60000])
+    assert torch.equal(decoded.audio_values, model.decode(**coded).audio_values)
+
+
+def test_embed_and_scales_refuse_what_they_cannot_take(small_models):
+    model = small_models["48khz"]
+    for codes, message in (
+        (torch.full((1, 1, 2, 5), 64), "allowed: 0 to 63"),
+        (torch.zeros(1, 99, 5, dtype=torch.long), "codebooks"),
+        (torch.zeros(1, 2, 5), "whole numbers"),
+        (torch.zeros(5, dtype=torch.long), r"\(5,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.embed(codes)
+    with pytest.raises(ValueError, match="NaN"):
+        model.decode(torch.zeros(1, 1, 2, 5, dtype=torch.long), [torch.tensor([[torch.nan]])])
 
 
 # ---- folded weights
@@ -241,11 +276,16 @@ def test_a_copy_codes_alike_and_for_itself(fresh):
     assert not any("folded" in key for key in fresh.state_dict())
 
 
-def test_inference_mode_and_its_parameters():
-    with torch.inference_mode():
-        model = make_model(EncodecConfig.preset_24khz(num_filters=2, hidden_size=16))
-        audio = noise(1, 1, 4000)
-        assert torch.equal(model.encode(audio).audio_codes, model.encode(audio).audio_codes)
+@torch.inference_mode()
+def test_parameters_made_in_inference_mode_are_never_stale():
+    model = make_model(EncodecConfig.preset_24khz(num_filters=2, hidden_size=16))
+    audio = noise(1, 1, 4000)
+    before = model.encoder(audio)
+    for parameter in model.parameters():
+        parameter.mul_(1.1)  # such tensors keep no version
+    after = model.encoder(audio)
+    assert not torch.allclose(before, after)
+    assert torch.equal(after, model.eval().encoder(audio))
 
 
 # ---- gradients
@@ -276,17 +316,47 @@ def test_encode_keeps_no_graph(fresh):
     assert not any(isinstance(value, torch.Tensor) and value.requires_grad for value in output.values())
 
 
-def test_process_settings_do_not_change_codes(fresh):
-    """Somebody who allows low-precision products elsewhere in the process gets the same codes."""
-    audio = noise(1, 1, 24000)
-    expected = fresh.encode(audio, num_quantizers=4).audio_codes
-    precision = torch.get_float32_matmul_precision()
-    try:
-        for setting in ("high", "medium"):
-            torch.set_float32_matmul_precision(setting)
-            assert torch.equal(fresh.encode(audio, num_quantizers=4).audio_codes, expected)
-    finally:
-        torch.set_float32_matmul_precision(precision)
+PRECISION = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from conftest import make_model, noise
+from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.modeling_encodec import _exact_float32
+
+model, audio = make_model(EncodecConfig.preset_24khz(num_filters=16, hidden_size=64)), noise(1, 1, 24000)
+expected = model.encode(audio, bandwidth=24.0).audio_codes
+exec(sys.argv[2])
+assert torch.equal(model.encode(audio, bandwidth=24.0).audio_codes, expected)
+with _exact_float32():
+    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
+print(eval(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "reading", "value"),
+    [
+        ("torch.set_float32_matmul_precision('medium')", "torch.get_float32_matmul_precision()", "medium"),
+        ("torch.backends.cuda.matmul.allow_tf32 = True", "torch.backends.cuda.matmul.allow_tf32", "True"),
+        ("torch.backends.fp32_precision = 'tf32'", "torch.backends.fp32_precision", "tf32"),
+        ("torch.backends.mkldnn.conv.fp32_precision = 'bf16'", "torch.backends.mkldnn.conv.fp32_precision", "bf16"),
+    ],
+)
+def test_what_the_process_allows_itself_changes_no_code_and_stays(setting, reading, value):
+    """Low-precision products allowed elsewhere, by the old or the new interface of PyTorch."""
+    command = [sys.executable, "-c", PRECISION, str(Path(__file__).parent), setting, reading]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == value
+
+
+@torch.no_grad()
+def test_autocast_does_not_reach_the_code_search(fresh):
+    latents = fresh.encoder(noise(1, 1, 24000))
+    expected = fresh.quantizer.encode(latents, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(fresh.quantizer.encode(latents, 4), expected)
+        assert fresh.decode(**fresh.encode(noise(1, 1, 3000))).audio_values.shape == (1, 1, 3000)
 
 
 def test_model_is_listed_as_an_audio_tokenizer(fresh):

@@ -48,9 +48,10 @@ def compress_to_file(
         bandwidth: kbps, the model's smallest by default; or `num_quantizers`.
         model_name: the name to write instead.
     """
+    if not isinstance(audio, (torch.Tensor, np.ndarray)) or audio.ndim != 2:
+        given = f"has shape {tuple(audio.shape)}" if hasattr(audio, "shape") else f"is a {type(audio).__name__}"
+        raise ValueError(f"audio {given}, allowed: a tensor or an array (channels, samples)")
     audio = torch.as_tensor(audio)
-    if audio.dim() != 2:
-        raise ValueError(f"audio has shape {tuple(audio.shape)}, allowed: (channels, samples)")
     coded = model.encode(audio[None], bandwidth=bandwidth, num_quantizers=num_quantizers)
     name = model_name or name_of(model)
     codes = coded.audio_codes[:, 0].cpu().numpy()
@@ -83,7 +84,10 @@ def decompress_from_file(file: BinaryIO, model: EncodecModel | None = None) -> t
     codes, scales = read_codes(file, header, model)
     with torch.no_grad():
         decoded = model.decode(codes, scales, audio_lengths=torch.tensor([header.audio_length]))
-    return decoded.audio_values[0], model.config.sampling_rate
+    audio = decoded.audio_values[0]
+    if not torch.isfinite(audio).all():
+        raise EcdcError("the file decodes to samples that are not finite: it is damaged, or made with other weights")
+    return audio, model.config.sampling_rate
 
 
 def read_codes(

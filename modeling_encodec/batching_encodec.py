@@ -1,0 +1,66 @@
+# Copyright 2026 The modeling-encodec authors. Licensed under the Apache License, Version 2.0.
+"""Rows of a batch: their lengths checked on the way in, grouped for computing, their chunks stacked on the way out."""
+
+import torch
+
+
+def group_by_length(lengths: list[int], most: int) -> list[list[int]]:
+    """Indices of similar lengths together, at most `most` samples a group, padding counted."""
+    groups = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if groups and (len(groups[-1]) + 1) * lengths[index] <= most:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def as_tensor(name: str, value) -> torch.Tensor:
+    """`value`, a tensor or what makes one; anything else is refused under its `name`."""
+    try:
+        return value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} are a {type(value).__name__}, allowed: a tensor or an array") from None
+
+
+def whole_numbers(name: str, value) -> list[int]:
+    """One whole number a row, as a list."""
+    numbers = as_tensor(name, value)
+    if numbers.dim() != 1 or numbers.is_floating_point():
+        raise ValueError(f"{name} are {value}, allowed: one whole number a row")
+    return numbers.tolist()
+
+
+def row_lengths(mask: torch.Tensor | None, shape: tuple) -> list[int]:
+    """Samples of each row of audio of `shape` (B, channels, T) under its padding mask."""
+    batch, _, samples = shape
+    if mask is None:
+        return [samples] * batch
+    mask = as_tensor("padding_mask", mask)
+    given = tuple(mask.shape)
+    if mask.dim() == 1:
+        mask = mask[None]
+    if mask.dim() not in (2, 3) or mask.shape[0] != batch or mask.shape[-1] != samples or 0 in given:
+        raise ValueError(f"padding_mask has shape {given}, allowed: ({batch}, {samples}) or ({batch}, 1, {samples})")
+    mask = mask.reshape(batch, -1, samples)[:, 0].bool()
+    lengths = mask.sum(dim=1)
+    if not torch.equal(mask, torch.arange(samples, device=mask.device) < lengths[:, None]):
+        raise ValueError("padding_mask has 1 after 0, allowed: ones, then zeros (padding on the right)")
+    if (lengths == 0).any():
+        raise ValueError(f"padding_mask leaves no sample in row {int(lengths.argmin())}, allowed: at least one")
+    return lengths.tolist()
+
+
+def stack_chunks(pieces: list[torch.Tensor], shape: list[int]) -> torch.Tensor:
+    """Pieces (1, K, F) of rows with `shape` chunks each, row by row, as (N, B, K, F), zero where there is nothing."""
+    width = max(piece.shape[-1] for piece in pieces)
+    stacked = pieces[0].new_zeros(max(shape), len(shape), pieces[0].shape[1], width)
+    places = [(chunk, row) for row, chunks in enumerate(shape) for chunk in range(chunks)]
+    for (chunk, row), piece in zip(places, pieces):
+        stacked[chunk, row, :, : piece.shape[-1]] = piece[0]
+    return stacked
+
+
+def stack_scales(scales: list[torch.Tensor], shape: list[int]) -> list[torch.Tensor]:
+    """Scales (1, 1) of the same pieces as N tensors (B, 1), zero where there is nothing."""
+    return list(stack_chunks([scale[None] for scale in scales], shape)[..., 0])
