@@ -115,7 +115,12 @@ class EncodecConv1d(FoldedConv):
     def convolve(self, buffer, lengths=None):
         """Convolution and norm of an extended signal."""
         weight, bias = self.weights()
-        y = F.conv2d(buffer, weight, bias, stride=(1, self.stride), dilation=(1, self.dilation))
+        if buffer.shape[1] == 1 and self.dilation == 1:
+            # With one input channel the layout is ambiguous and `conv2d` picks a slow path: a product does it.
+            windows = buffer.unfold(3, self.window, self.stride).squeeze(1)  # (B, 1, T', window)
+            y = F.linear(windows, weight.flatten(1), bias).permute(0, 3, 1, 2)
+        else:
+            y = F.conv2d(buffer, weight, bias, stride=(1, self.stride), dilation=(1, self.dilation))
         return self.normalise(y, None if lengths is None else self.output_lengths(lengths))
 
     def rest(self, buffer, y):
@@ -358,8 +363,9 @@ def _pad(x: torch.Tensor, left: int, right: int, mode: str) -> torch.Tensor:
     if short > 0:
         return _pad(F.pad(x, (0, short)), left, right, mode)[..., :-short]
     head, tail = x[..., 1 : left + 1].flip(3), x[..., length - 1 - right : length - 1].flip(3)
-    pieces = [piece.contiguous(memory_format=torch.channels_last) for piece in (head, tail)]  # else `cat` repacks `x`
-    return torch.cat([pieces[0], x, pieces[1]], dim=3)
+    # Unless all it joins is channels-last, and nothing empty, `cat` gives another layout and the convolution repacks.
+    pieces = [piece.contiguous(memory_format=torch.channels_last) for piece in (head, x, tail) if piece.shape[3]]
+    return torch.cat(pieces, dim=3)
 
 
 def _pad_rows(x: torch.Tensor, lengths: torch.Tensor, left: int, right: int, stride: int, mode: str) -> torch.Tensor:
