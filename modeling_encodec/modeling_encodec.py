@@ -253,7 +253,8 @@ class EncodecModel(EncodecPreTrainedModel):
             audio_codes (`torch.LongTensor` of shape `(N, B, K, F)`): as from `encode`, for any K up to the model's;
                 `(B, K, F)` for models without chunks.
             audio_scales (list of N `torch.Tensor` of shape `(B, 1)`): as from `encode`, if the model normalises.
-            padding_mask (`torch.Tensor`, *optional*): the mask `encode` was given; rows are cut at their lengths.
+            padding_mask (`torch.Tensor`, *optional*): the mask `encode` was given; rows are cut at their lengths, and
+                the result is as wide as the mask.
             last_frame_pad_length (`int`): frames at the end of the last chunk that are padding in every row.
             codes_lengths, audio_lengths (`torch.LongTensor` of shape `(B,)`, *optional*): as from `encode`.
             latents: ignored; there for `decode(**encode(..., return_latents=True))`.
@@ -272,7 +273,7 @@ class EncodecModel(EncodecPreTrainedModel):
         frames = self._valid_frames(codes, lengths, audio_lengths is not None, codes_lengths, last_frame_pad_length)
         with _exact_float32():
             pieces = [(n, r) for r in range(codes.shape[1]) for n in range(len(codes)) if frames[n][r] > 0]
-            latents = [self.embed(codes[n, r : r + 1, :, : frames[n][r]]) for n, r in pieces]
+            latents = [self.quantizer.decode(codes[n, r : r + 1, :, : frames[n][r]]) for n, r in pieces]
             decoded = self._run(self.decoder, [latent.to(self.dtype) for latent in latents], 1)
             rows = [[] for _ in range(codes.shape[1])]
             for (n, r), audio in zip(pieces, decoded):
@@ -281,7 +282,7 @@ class EncodecModel(EncodecPreTrainedModel):
         if lengths is not None:
             rows = [row[..., :length] for row, length in zip(rows, lengths)]
         lengths = [row.shape[2] for row in rows]
-        width = max(lengths) if width is None else min(width, max(width, *lengths))
+        width = max(lengths) if width is None else width
         audio_values = torch.cat([nn.functional.pad(row, (0, width - row.shape[2])) for row in rows])
         if not self._wants_dict(return_dict):
             return (audio_values,)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from conftest import noise
 from peers import import_encodec, original_model, stock_model
 from ties import count_ties
@@ -119,3 +120,32 @@ def test_stock_calls_run_unchanged(small_models):
             assert output[0] is output.audio_codes and output[1] is output.audio_values
             assert codec(audio, mask, return_dict=False)[1].shape == audio.shape
         torch.testing.assert_close(model(audio).audio_values, stock(audio).audio_values, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_where_stock_differs_at_48_khz_is_as_the_readme_says(small_models):
+    """Each row of the README's table; when stock mends one, this fails and the row goes."""
+    model = small_models["48khz"]
+    stock = stock_model(model)
+    bandwidth = model.config.target_bandwidths[-1]
+    extract = transformers.EncodecFeatureExtractor(2, 48000, chunk_length_s=1.0, overlap=0.01)
+    audio = noise(1, 2, int(2.37 * 48000))
+    inputs = extract(audio[0].numpy(), sampling_rate=48000, return_tensors="pt")
+    theirs = stock.encode(**inputs, bandwidth=bandwidth)
+    ours = model.encode(**inputs, bandwidth=bandwidth)
+    assert (len(theirs.audio_codes), len(ours.audio_codes)) == (4, 3)  # a phantom chunk
+    last = model._frames(audio.shape[2] - 2 * 47520)
+    assert not torch.allclose(theirs.audio_scales[2], ours.audio_scales[2])  # the last chunk padded
+    assert (theirs.audio_codes[2, ..., :last] != ours.audio_codes[2, ..., :last]).float().mean() > 0.1
+    for samples in (95041, 95200):
+        assert model.encode(noise(1, 2, samples)).audio_codes.shape[0] == 3
+        with pytest.raises(RuntimeError):
+            stock.encode(noise(1, 2, samples))
+    for samples in (95201, 95360):
+        coded = model.encode(noise(1, 2, samples))
+        assert model.decode(**coded).audio_values.shape[2] == samples
+        with pytest.raises(RuntimeError):
+            stock.decode(coded.audio_codes, coded.audio_scales, last_frame_pad_length=coded.last_frame_pad_length)
+    assert not hasattr(stock(audio), "audio_scales")
+    with pytest.raises(ValueError, match="bigger than zero"):
+        stock.bfloat16().decode(ours.audio_codes, ours.audio_scales)
