@@ -148,4 +148,4 @@ def test_where_stock_differs_at_48_khz_is_as_the_readme_says(small_models):
             stock.decode(coded.audio_codes, coded.audio_scales, last_frame_pad_length=coded.last_frame_pad_length)
     assert not hasattr(stock(audio), "audio_scales")
     with pytest.raises(ValueError, match="bigger than zero"):
-        stock.bfloat16().decode(ours.audio_codes, ours.audio_scales)
+        stock.bfloat16().decode(ours.audio_codes, [scale.bfloat16() for scale in ours.audio_scales])
