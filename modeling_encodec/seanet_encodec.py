@@ -22,6 +22,10 @@ from torch.nn.utils.parametrizations import weight_norm
 from .configuration_encodec import EncodecConfig
 
 
+# Weights of more numbers than this are multiplied as one matrix.
+LARGE_WEIGHT = 1 << 20
+
+
 class FoldedConv(nn.Module):
     """Holds a (weight-normed) convolution `conv` and gives out its weight ready for use.
 
@@ -73,8 +77,8 @@ class FoldedConv(nn.Module):
             return F.group_norm(x, 1, self.norm.weight, self.norm.bias, self.norm.eps)
         valid = _valid(x, lengths)
         count = lengths.view(-1, 1, 1, 1) * x.shape[1]
-        wide = x.float()
-        mean = (wide * valid).sum((1, 2, 3), keepdim=True) / count
+        wide = x.float().masked_fill(~valid, 0)
+        mean = wide.sum((1, 2, 3), keepdim=True) / count
         variance = ((wide - mean).square() * valid).sum((1, 2, 3), keepdim=True) / count
         scale = torch.rsqrt(variance + self.norm.eps) * self.norm.weight.view(1, -1, 1, 1)
         return ((wide - mean) * scale + self.norm.bias.view(1, -1, 1, 1)).to(x.dtype)
@@ -115,10 +119,11 @@ class EncodecConv1d(FoldedConv):
     def convolve(self, buffer, lengths=None):
         """Convolution and norm of an extended signal."""
         weight, bias = self.weights()
-        if buffer.shape[1] == 1 and self.dilation == 1:
-            # With one input channel the layout is ambiguous and `conv2d` picks a slow path: a product does it.
-            windows = buffer.unfold(3, self.window, self.stride).squeeze(1)  # (B, 1, T', window)
-            y = F.linear(windows, weight.flatten(1), bias).permute(0, 3, 1, 2)
+        if self.dilation == 1 and (buffer.shape[1] == 1 or weight.numel() > LARGE_WEIGHT):
+            # One input channel leaves the layout ambiguous and `conv2d` slow, and so do weights that overflow a cache.
+            windows = buffer.permute(0, 2, 3, 1).unfold(2, self.window, self.stride).transpose(3, 4)
+            weight = weight.permute(0, 2, 3, 1).flatten(1)  # (C', window * C)
+            y = F.linear(windows.flatten(3), weight, bias).permute(0, 3, 1, 2)
         else:
             y = F.conv2d(buffer, weight, bias, stride=(1, self.stride), dilation=(1, self.dilation))
         return self.normalise(y, None if lengths is None else self.output_lengths(lengths))
