@@ -123,6 +123,16 @@ def test_stock_calls_run_unchanged(small_models):
 
 
 @torch.no_grad()
+def test_the_original_fails_where_the_readme_says_so(released_models, originals):
+    """Chunks of 150, 150 and 1 frames: the second ends after the third, for which the original has no room."""
+    audio = noise(1, 2, 95201)
+    with pytest.raises(RuntimeError):
+        originals["48khz"](audio)
+    model = released_models["48khz"]
+    assert model.decode(**model.encode(audio)).audio_values.shape == audio.shape
+
+
+@torch.no_grad()
 def test_where_stock_differs_at_48_khz_is_as_the_readme_says(small_models):
     """Each row of the README's table; when stock mends one, this fails and the row goes."""
     model = small_models["48khz"]
