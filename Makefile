@@ -33,7 +33,7 @@ $(VENV)/.demo: $(VENV)/.venv pyproject.toml constraints.txt
 # The `encodec` package asks for torchaudio, whose wheels ask for CUDA; the tests need neither (tests/peers.py).
 $(VENV)/.dev: $(VENV)/.venv pyproject.toml constraints.txt
 	$(INSTALL) --editable ".[dev]"
-	$(INSTALL) --no-deps encodec==0.1.1
+	$(INSTALL) --no-deps encodec==0.1.1 einops
 	touch $@
 
 clean:
