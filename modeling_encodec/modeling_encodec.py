@@ -167,7 +167,7 @@ class EncodecModel(EncodecPreTrainedModel):
             pieces = [audio[r : r + 1, :, slice(*span)] for r, row in enumerate(spans) for span in row]
             pieces, scales = self._normalise(pieces)
             latents = self._run(self.encoder, [piece.to(self.dtype) for piece in pieces], self.config.hop_length)
-            codes = [self.quantizer.encode(latent, quantizers) for latent in latents]
+            codes = [self.quantizer.encode(latent, num_quantizers=quantizers).transpose(0, 1) for latent in latents]
         shape = [len(row) for row in spans]
         longest = lengths.index(max(lengths))
         frames = [[self._frames(stop - start) for start, stop in row] for row in spans]
@@ -273,7 +273,7 @@ class EncodecModel(EncodecPreTrainedModel):
         frames = self._valid_frames(codes, lengths, audio_lengths is not None, codes_lengths, last_frame_pad_length)
         with _exact_float32():
             pieces = [(n, r) for r in range(codes.shape[1]) for n in range(len(codes)) if frames[n][r] > 0]
-            latents = [self.quantizer.decode(codes[n, r : r + 1, :, : frames[n][r]]) for n, r in pieces]
+            latents = [self.quantizer.decode(codes[n, r, :, None, : frames[n][r]]) for n, r in pieces]
             decoded = self._run(self.decoder, [latent.to(self.dtype) for latent in latents], 1)
             rows = [[] for _ in range(codes.shape[1])]
             for (n, r), audio in zip(pieces, decoded):
@@ -294,7 +294,7 @@ class EncodecModel(EncodecPreTrainedModel):
         if codes.dim() < 2:
             raise ValueError(f"codes have shape {tuple(codes.shape)}, allowed: (..., codebooks, frames)")
         codes = self._check_range(codes)
-        latents = self.quantizer.decode(codes.reshape(-1, *codes.shape[-2:]))
+        latents = self.quantizer.decode(codes.reshape(-1, *codes.shape[-2:]).transpose(0, 1))
         return latents.view(*codes.shape[:-2], *latents.shape[-2:])
 
     def _check_codes(self, codes: torch.Tensor) -> torch.Tensor:

@@ -65,10 +65,14 @@ class EncodecVectorQuantization(nn.Module):
 
 
 class EncodecResidualVectorQuantizer(nn.Module):
-    """The stages in order. Using only the first of them is how one model serves several bandwidths."""
+    """The stages in order. Using only the first of them is how one model serves several bandwidths.
+
+    Codebooks come first in its tensors, (K, B, F), as in stock: Bark and others call it directly.
+    """
 
     def __init__(self, config: EncodecConfig):
         super().__init__()
+        self.config = config
         self.layers = nn.ModuleList([EncodecVectorQuantization(config) for _ in range(config.num_quantizers)])
 
     @property
@@ -76,21 +80,29 @@ class EncodecResidualVectorQuantizer(nn.Module):
         """Where the codebooks are; latents and codes are brought there."""
         return self.layers[0].codebook.embed.device
 
+    def get_num_quantizers_for_bandwidth(self, bandwidth: float | None = None) -> int:
+        """Codebooks used at `bandwidth` kbps, all of them without one."""
+        return self.config.num_quantizers_for_bandwidth(bandwidth) if bandwidth else len(self.layers)
+
     @torch.no_grad()
-    def encode(self, latents: torch.Tensor, num_quantizers: int) -> torch.Tensor:
-        """Codes (B, K, F) int64 of `latents` (B, D, F) with the first K = `num_quantizers` codebooks."""
-        batch, _, frames = latents.shape
-        residual = latents.to(self.device, torch.float32).transpose(1, 2).flatten(0, 1)  # (B * F, D)
+    def encode(
+        self, embeddings: torch.Tensor, bandwidth: float | None = None, *, num_quantizers: int | None = None
+    ) -> torch.Tensor:
+        """Codes (K, B, F) int64 of latents `embeddings` (B, D, F), with as many codebooks as `bandwidth` or
+        `num_quantizers` says."""
+        count = num_quantizers or self.get_num_quantizers_for_bandwidth(bandwidth)
+        batch, _, frames = embeddings.shape
+        residual = embeddings.to(self.device, torch.float32).transpose(1, 2).flatten(0, 1)  # (B * F, D)
         codes = []
-        for layer in self.layers[:num_quantizers]:
+        for layer in self.layers[:count]:
             codes.append(layer.codebook.encode(residual))
             residual = residual - layer.codebook.decode(codes[-1])
-        return torch.stack(codes).view(num_quantizers, batch, frames).transpose(0, 1)
+        return torch.stack(codes).view(count, batch, frames)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Latents (B, D, F) float32 of `codes` (B, K, F): the sum over the codebooks used."""
+        """Latents (B, D, F) float32 of `codes` (K, B, F): the sum over the codebooks used."""
         codes = codes.to(self.device)
-        total = self.layers[0].codebook.decode(codes[:, 0])
-        for stage in range(1, codes.shape[1]):
-            total = total + self.layers[stage].codebook.decode(codes[:, stage])
+        total = self.layers[0].codebook.decode(codes[0])
+        for stage in range(1, len(codes)):
+            total = total + self.layers[stage].codebook.decode(codes[stage])
         return total.transpose(1, 2)

@@ -353,9 +353,9 @@ def test_what_the_process_allows_itself_changes_no_code_and_stays(setting, readi
 @torch.no_grad()
 def test_autocast_does_not_reach_the_code_search(fresh):
     latents = fresh.encoder(noise(1, 1, 24000))
-    expected = fresh.quantizer.encode(latents, 4)
+    expected = fresh.quantizer.encode(latents, num_quantizers=4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(fresh.quantizer.encode(latents, 4), expected)
+        assert torch.equal(fresh.quantizer.encode(latents, num_quantizers=4), expected)
         assert fresh.decode(**fresh.encode(noise(1, 1, 3000))).audio_values.shape == (1, 1, 3000)
 
 

@@ -122,6 +122,25 @@ def test_stock_calls_run_unchanged(small_models):
         torch.testing.assert_close(model(audio).audio_values, stock(audio).audio_values, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["24khz", "48khz", "32khz"])
+@torch.no_grad()
+def test_the_parts_are_called_as_in_stock(name, small_models):
+    """Bark decodes through `quantizer` and `decoder`, others take latents from `encoder`."""
+    model = small_models[name]
+    stock, audio = stock_model(model), noise(3, model.config.audio_channels, 9000)
+    bandwidth = model.config.target_bandwidths[-1]
+    latents = stock.encoder(audio)
+    torch.testing.assert_close(model.encoder(audio), latents, rtol=0, atol=1e-5 * latents.abs().max().item())
+    codes = stock.quantizer.encode(latents, bandwidth)
+    assert codes.shape == model.quantizer.encode(latents, bandwidth).shape
+    count_ties(model, latents, model.quantizer.encode(latents, bandwidth).transpose(0, 1), codes.transpose(0, 1))
+    for quantizer in (model.quantizer, stock.quantizer):
+        assert quantizer.get_num_quantizers_for_bandwidth(bandwidth) == len(codes)
+    embedded = stock.quantizer.decode(codes)
+    assert torch.equal(model.quantizer.decode(codes), embedded)
+    torch.testing.assert_close(model.decoder(embedded), stock.decoder(embedded), rtol=0, atol=1e-5)
+
+
 @torch.no_grad()
 def test_the_original_fails_where_the_readme_says_so(released_models, originals):
     """Chunks of 150, 150 and 1 frames: the second ends after the third, for which the original has no room."""
