@@ -166,7 +166,7 @@ class EncodecModel(EncodecPreTrainedModel):
         with torch.set_grad_enabled(torch.is_grad_enabled() and return_latents), _exact_float32():
             pieces = [audio[r : r + 1, :, slice(*span)] for r, row in enumerate(spans) for span in row]
             pieces, scales = self._normalise(pieces)
-            latents = self._run(self.encoder, [piece.to(self.dtype) for piece in pieces], self.config.hop_length)
+            latents = self._run(self.encoder, pieces, self.config.hop_length)
             codes = [self.quantizer.encode(latent, num_quantizers=quantizers).transpose(0, 1) for latent in latents]
         shape = [len(row) for row in spans]
         longest = lengths.index(max(lengths))
@@ -274,7 +274,7 @@ class EncodecModel(EncodecPreTrainedModel):
         with _exact_float32():
             pieces = [(n, r) for r in range(codes.shape[1]) for n in range(len(codes)) if frames[n][r] > 0]
             latents = [self.quantizer.decode(codes[n, r, :, None, : frames[n][r]]) for n, r in pieces]
-            decoded = self._run(self.decoder, [latent.to(self.dtype) for latent in latents], 1)
+            decoded = self._run(self.decoder, latents, 1)
             rows = [[] for _ in range(codes.shape[1])]
             for (n, r), audio in zip(pieces, decoded):
                 rows[r].append(audio if scales is None else audio.float() * scales[n][r])

@@ -251,7 +251,8 @@ class _Seanet(nn.Module):
         `block` is the number of frames that the high-rate layers take at a time, all by default. A first piece must be
         long enough to be reflected, and so must a last one: `shortest_block` frames are.
         """
-        x = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        dtype = self.layers[0].conv.bias.dtype  # float32 audio and latents go into a half-precision model
+        x = x.to(dtype).unsqueeze(2).contiguous(memory_format=torch.channels_last)
         block = block and max(block, self.shortest_block)
         states = [None] * len(self.layers) if state is None else list(state)
         for layers, rate in self.stages:
