@@ -91,9 +91,8 @@ def decode(
             audio, rate = decompress_from_file(file, models[name])
         audio = audio.float().cpu().numpy()
         if target == STREAM:
-            buffer = io.BytesIO()
-            clipping = write_audio(buffer, audio, rate, rescale=rescale)
-            sys.stdout.buffer.write(buffer.getvalue())
+            with _open_target(target) as file:
+                clipping = write_audio(file, audio, rate, rescale=rescale)
         else:
             clipping = write_audio(target, audio, rate, rescale=rescale)
         if clipping and not clipping.rescaled:

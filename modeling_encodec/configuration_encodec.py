@@ -7,6 +7,7 @@ nowhere else. Presets are the released models (arXiv 2210.13438, sections 3.1 an
 """
 
 import math
+from collections.abc import Iterator
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -156,6 +157,17 @@ class EncodecConfig(PreTrainedConfig):
     def num_quantizers_for_bandwidth(self, bandwidth: float) -> int:
         """Codebooks used at `bandwidth` kbps: as many as it pays for when packed, at least one."""
         return max(1, int(1000 * bandwidth // (self.frame_rate * self.codebook_nbits)))
+
+    def num_frames(self, samples: int) -> int:
+        """Frames of codes that `samples` samples, or one chunk of them, take."""
+        return -(-samples // self.hop_length)
+
+    def chunk_spans(self, samples: int) -> Iterator[tuple[int, int]]:
+        """(start, stop) of each chunk of a signal: one every stride as long as there is audio, the last ones cut at
+        its end. Given out one by one: a length read from a damaged file may be anything."""
+        chunk, stride = self.chunk_length or samples, self.chunk_stride or samples
+        for start in range(0, samples, stride):
+            yield start, min(start + chunk, samples)
 
     # ---- checks: plain ValueErrors; @strict has seen to the types before -----------------------------------------
 

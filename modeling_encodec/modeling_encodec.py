@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput
@@ -23,7 +24,7 @@ from transformers.utils import ModelOutput
 from .batching_encodec import as_tensor, group_by_length, row_lengths, stack_chunks, stack_scales, whole_numbers
 from .configuration_encodec import EncodecConfig
 from .quantization_encodec import EncodecEuclideanCodebook, EncodecResidualVectorQuantizer
-from .seanet_encodec import EncodecDecoder, EncodecEncoder, folds, split_blocks
+from .seanet_encodec import EncodecDecoder, EncodecEncoder, split_blocks
 
 
 # Frames computed at a time, which bounds memory; on a CPU the high-rate layers take fewer, to stay in the cache.
@@ -99,7 +100,7 @@ class EncodecPreTrainedModel(PreTrainedAudioTokenizerBase):
     @torch.no_grad()
     def _init_weights(self, module):
         if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
-            if folds(module):
+            if parametrize.is_parametrized(module, "weight"):
                 # `module.weight` is computed: writing to it would be lost, and the parameters left uninitialised.
                 weights = module.parametrizations.weight
                 init.kaiming_normal_(weights.original1)
@@ -162,7 +163,7 @@ class EncodecModel(EncodecPreTrainedModel):
         quantizers = self._resolve_quantizers(bandwidth, num_quantizers)
         audio = self._check_audio(input_values)
         lengths = row_lengths(padding_mask, audio.shape)
-        spans = [self._chunk_spans(length) for length in lengths]
+        spans = [list(self.config.chunk_spans(length)) for length in lengths]
         with torch.set_grad_enabled(torch.is_grad_enabled() and return_latents), _exact_float32():
             pieces = [audio[r : r + 1, :, slice(*span)] for r, row in enumerate(spans) for span in row]
             pieces, scales = self._normalise(pieces)
@@ -170,7 +171,7 @@ class EncodecModel(EncodecPreTrainedModel):
             codes = [self.quantizer.encode(latent, num_quantizers=quantizers).transpose(0, 1) for latent in latents]
         shape = [len(row) for row in spans]
         longest = lengths.index(max(lengths))
-        frames = [[self._frames(stop - start) for start, stop in row] for row in spans]
+        frames = [[self.config.num_frames(stop - start) for start, stop in row] for row in spans]
         output = EncodecEncoderOutput(
             audio_codes=stack_chunks(codes, shape),
             audio_scales=stack_scales(scales, shape) if self.config.normalize else [None] * max(shape),
@@ -214,16 +215,6 @@ class EncodecModel(EncodecPreTrainedModel):
         if not torch.isfinite(audio.abs().amax()):
             raise ValueError("input_values hold NaN or infinity, allowed: finite samples")
         return audio.to(self.device)
-
-    def _chunk_spans(self, length: int) -> list[tuple[int, int]]:
-        """(start, stop) of each chunk: one every stride as long as there is audio, the last ones cut at its end."""
-        chunk, stride = self.config.chunk_length, self.config.chunk_stride
-        if chunk is None:
-            return [(0, length)]
-        return [(start, min(start + chunk, length)) for start in range(0, length, stride)]
-
-    def _frames(self, samples: int) -> int:
-        return -(-samples // self.config.hop_length)
 
     def _normalise(self, pieces: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Divide each (1, channels, T) piece by the root mean square of its mono mix (paper section 3.1)."""
@@ -340,7 +331,9 @@ class EncodecModel(EncodecPreTrainedModel):
         if lengths is not None:
             if len(lengths) != batch or min(lengths) < 1:
                 raise ValueError(f"audio lengths are {lengths}, allowed: {batch} of at least 1 sample")
-            rows = [[self._frames(stop - start) for start, stop in self._chunk_spans(n)] for n in lengths]
+            rows = [
+                [self.config.num_frames(stop - start) for start, stop in self.config.chunk_spans(n)] for n in lengths
+            ]
             if max(map(len, rows)) == chunks and max(map(max, rows)) <= width:
                 return [[row[n] if n < len(row) else 0 for row in rows] for n in range(chunks)]
             if lengths_are_exact:

@@ -16,7 +16,6 @@ GroupNorm looks at its own samples, so that a row gives what it gives alone. Pas
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from .configuration_encodec import EncodecConfig
@@ -338,11 +337,6 @@ def split_blocks(length: int, block: int) -> list[tuple[int, int]]:
     """(start, stop) of consecutive blocks of `length` samples; the last one takes the remainder."""
     starts = list(range(0, max(length - block, 0) + 1, block))
     return list(zip(starts, [*starts[1:], length]))
-
-
-def folds(module: nn.Module) -> bool:
-    """Whether `module` is a convolution under weight norm."""
-    return parametrize.is_parametrized(module, "weight")
 
 
 def _elu(x: torch.Tensor) -> torch.Tensor:

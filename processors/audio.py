@@ -45,9 +45,12 @@ def read_audio(
         FileNotFoundError: if there is no such file.
         ValueError: if it is no audio, is empty, or holds samples that are not finite.
     """
-    name = getattr(source, "name", "the input") if hasattr(source, "read") else os.fspath(source)
-    if isinstance(name, str) and not hasattr(source, "read") and not Path(name).is_file():
-        raise FileNotFoundError(f"{name}: no such file")
+    if hasattr(source, "read"):
+        name = getattr(source, "name", "the input")
+    else:
+        name = os.fspath(source)
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"{name}: no such file")
     try:
         samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:

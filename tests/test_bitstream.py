@@ -65,9 +65,9 @@ def test_bytes_are_those_of_the_original_both_ways(name, bandwidth, released_mod
 
     def our_frames(audio):
         coded = model.encode(audio, bandwidth=bandwidth)
-        spans = model._chunk_spans(audio.shape[2])
+        spans = model.config.chunk_spans(audio.shape[2])
         return [
-            (codes[..., : model._frames(stop - start)], scale)
+            (codes[..., : model.config.num_frames(stop - start)], scale)
             for codes, scale, (start, stop) in zip(coded.audio_codes, coded.audio_scales, spans, strict=True)
         ]
 

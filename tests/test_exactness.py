@@ -31,6 +31,11 @@ ODD_CONFIGS = {
 }
 
 
+def odd_model(name: str) -> EncodecModel:
+    size = {"num_filters": 4, "hidden_size": 16, "upsampling_ratios": [4, 5], "target_bandwidths": [24.0]}
+    return make_model(EncodecConfig(**(size | ODD_CONFIGS[name])))
+
+
 def batch_of(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows (1, channels, T) padded with a loud tone, which must not be heard, and their mask."""
     width = max(row.shape[2] for row in rows)
@@ -49,8 +54,8 @@ def encode(model, audio, mask=None):
 
 def frames_of(model, output, row: int, samples: int) -> list[torch.Tensor]:
     """The valid codes of each chunk of a row."""
-    spans = model._chunk_spans(samples)
-    return [output.audio_codes[n, row, :, : model._frames(b - a)] for n, (a, b) in enumerate(spans)]
+    spans = model.config.chunk_spans(samples)
+    return [output.audio_codes[n, row, :, : model.config.num_frames(b - a)] for n, (a, b) in enumerate(spans)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,11 +98,7 @@ def test_batch_is_alone_on_real_size(name, released_models):
 @torch.no_grad()
 def test_rows_computed_together_are_alone_but_for_ties(name, small_models, monkeypatch):
     """What accelerators do: one ragged batch, each row padded at its own end."""
-    if name in small_models:
-        model = small_models[name]
-    else:
-        size = {"num_filters": 4, "hidden_size": 16, "upsampling_ratios": [4, 5]}
-        model = make_model(EncodecConfig(**(size | {"target_bandwidths": [24.0]} | ODD_CONFIGS[name])))
+    model = small_models.get(name) or odd_model(name)
     rate = model.config.sampling_rate
     lengths = [1, 2, 5, 319, 320, 321, 641, 1500, 5000, rate // 3, int(1.3 * rate), int(1.3 * rate)]
     rows = [noise(1, model.config.audio_channels, n, seed=i) for i, n in enumerate(lengths)]
@@ -116,7 +117,7 @@ def test_rows_computed_together_are_alone_but_for_ties(name, small_models, monke
     audio = model.decode(**together).rows()
     monkeypatch.undo()
     for index, samples in enumerate(lengths):
-        chunks = [n for n in range(len(together.audio_codes)) if n < len(model._chunk_spans(samples))]
+        chunks = [n for n in range(len(together.audio_codes)) if n < len(list(model.config.chunk_spans(samples)))]
         width = max(frames.shape[1] for frames in frames_of(model, together, index, samples))
         codes = together.audio_codes[: len(chunks), index : index + 1, :, :width]
         scales = [None if s is None else s[index : index + 1] for s in together.audio_scales[: len(chunks)]]
@@ -129,11 +130,7 @@ def test_rows_computed_together_are_alone_but_for_ties(name, small_models, monke
 @torch.no_grad()
 def test_blocks_are_the_whole(name, block, fine, small_models, monkeypatch):
     """State carries everything from block to block: any block size gives what one step over the whole gives."""
-    if name in small_models:
-        model = small_models[name]
-    else:
-        size = {"num_filters": 4, "hidden_size": 16, "upsampling_ratios": [4, 5]}
-        model = make_model(EncodecConfig(**(size | {"target_bandwidths": [24.0]} | ODD_CONFIGS[name])))
+    model = small_models.get(name) or odd_model(name)
     hop = model.config.hop_length
     for samples in (block * hop, 2 * block * hop - 1, 2 * block * hop, 2 * block * hop + 1, 5 * block * hop + 77):
         audio = noise(1, 1, samples, seed=samples)

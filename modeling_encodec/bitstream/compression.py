@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from modeling_encodec.batching_encodec import stack_chunks
 from modeling_encodec.bitstream.ecdc import (
     EcdcError,
     EcdcHeader,
@@ -57,9 +58,9 @@ def compress_to_file(
     codes = coded.audio_codes[:, 0].cpu().numpy()
     header = EcdcHeader(name, audio.shape[1], codes.shape[1], fingerprint=fingerprint_for(model, name))
     write_header(file, header)
-    for chunk, scale, frames in zip(codes, coded.audio_scales, _chunk_frames(model, audio.shape[1])):
+    for chunk, scale, (start, stop) in zip(codes, coded.audio_scales, model.config.chunk_spans(audio.shape[1])):
         scale = None if scale is None else scale.item()
-        write_segment(file, chunk[:, :frames], model.config.codebook_nbits, scale)
+        write_segment(file, chunk[:, : model.config.num_frames(stop - start)], model.config.codebook_nbits, scale)
 
 
 def decompress(data: bytes, model: EncodecModel | None = None) -> tuple[torch.Tensor, int]:
@@ -103,18 +104,18 @@ def read_codes(
         raise EcdcError(
             f"the file was made with other codebooks than this model's (model {header.model_name[:100]!r})"
         )
-    segments = []
-    for frames in _chunk_frames(model, header.audio_length):
+    chunks, scales = [], []
+    for start, stop in config.chunk_spans(header.audio_length):
+        frames = config.num_frames(stop - start)
         codes, scale = read_segment(
             file, header.num_codebooks, frames, config.codebook_nbits, has_scale=config.normalize
         )
         if codes.max() >= config.codebook_size:
             raise EcdcError(f"a code is {codes.max()}, allowed: 0 to {config.codebook_size - 1}")
-        segments.append((torch.from_numpy(codes), None if scale is None else torch.tensor([[scale]])))
+        chunks.append(torch.from_numpy(codes)[None])
+        scales.append(None if scale is None else torch.tensor([[scale]]))
     read_end(file)
-    width = max(codes.shape[1] for codes, _ in segments)
-    padded = [torch.nn.functional.pad(codes, (0, width - codes.shape[1])) for codes, _ in segments]
-    return torch.stack(padded)[:, None], [scale for _, scale in segments]
+    return stack_chunks(chunks, [len(chunks)]), scales
 
 
 def name_of(model: EncodecModel) -> str:
@@ -133,11 +134,3 @@ def codebook_fingerprint(model: EncodecModel) -> str:
     for layer in model.quantizer.layers:
         digest.update(layer.codebook.embed.float().cpu().numpy().astype("<f4").tobytes())
     return digest.hexdigest()[:16]
-
-
-def _chunk_frames(model: EncodecModel, samples: int):
-    """Frames of each chunk of a signal, one after the other: a false length costs no memory before it is found out."""
-    config = model.config
-    chunk, stride = config.chunk_length or samples, config.chunk_stride or samples
-    for start in range(0, samples, stride):
-        yield -(-min(samples - start, chunk) // config.hop_length)
