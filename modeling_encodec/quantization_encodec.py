@@ -3,14 +3,57 @@
 
 Codebooks stay in float32 and so does the nearest-code search, whatever the dtype of the rest of the model: in half
 precision most codes of the later stages would be others. Buffer names are those of Transformers' EncodecModel.
+
+Codebooks learn without gradients: `forward` counts which vectors fell to which code, `update_codebooks` moves every
+code towards the running mean of its vectors. With several processes the counts are summed over all of them, in
+collectives that every process calls every time, so the codebooks stay equal to the bit.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
 from .configuration_encodec import EncodecConfig
+
+
+# Added to each code's count before dividing by it, relative to the total, so that no code has none (original's value).
+COUNT_EPSILON = 1e-5
+
+
+@dataclass
+class CodebookStatistics:
+    """What a batch tells the codebooks. K stages used, N latent frames of the batch, D their width.
+
+    Args:
+        counts (`torch.Tensor` of shape `(K, size)`): vectors that fell to each code.
+        sums (`torch.Tensor` of shape `(K, size, D)`): the sum of those vectors.
+        residuals (`torch.Tensor` of shape `(K, N, D)`): the vectors each stage met.
+    """
+
+    counts: torch.Tensor
+    sums: torch.Tensor
+    residuals: torch.Tensor
+
+
+@dataclass
+class QuantizerTrainingOutput:
+    """What the quantiser's `forward` returns.
+
+    Args:
+        latents (`torch.Tensor` of shape `(B, D, F)`): quantised latents, with the gradient passed straight through.
+        commitment_losses (`torch.Tensor` of shape `(K,)`): mean squared distance of each stage to its code.
+        codes (`torch.LongTensor` of shape `(K, B, F)`): the codes.
+        statistics (`CodebookStatistics`): for `update_codebooks`.
+    """
+
+    latents: torch.Tensor
+    commitment_losses: torch.Tensor
+    codes: torch.Tensor
+    statistics: CodebookStatistics
 
 
 class EncodecEuclideanCodebook(nn.Module):
@@ -28,7 +71,7 @@ class EncodecEuclideanCodebook(nn.Module):
     def reset_parameters(self):
         """Random vectors, so that a model without a checkpoint already uses all its codes."""
         init.ones_(self.inited)
-        init.zeros_(self.cluster_size)
+        init.ones_(self.cluster_size)
         init.normal_(self.embed)
         init.copy_(self.embed_avg, self.embed)
 
@@ -54,6 +97,37 @@ class EncodecEuclideanCodebook(nn.Module):
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codebook vectors (..., D) of int64 `codes` (...)."""
         return F.embedding(codes, self.embed.float())
+
+    def start(self, vectors: torch.Tensor, counts: torch.Tensor) -> None:
+        """Take (size, D) `vectors` as codes that have met `counts` (size,) vectors each."""
+        self.embed.copy_(vectors)
+        self.cluster_size.copy_(counts)
+        self.embed_avg.copy_(vectors * counts[:, None])
+        self.inited.fill_(1)
+
+    def update(self, counts: torch.Tensor, sums: torch.Tensor, decay: float) -> None:
+        """Move the running count and sum of every code, and the code to their quotient (paper section 3.2)."""
+        self.cluster_size.lerp_(counts, 1 - decay)
+        self.embed_avg.lerp_(sums, 1 - decay)
+        total = self.cluster_size.sum()
+        smoothed = (self.cluster_size + COUNT_EPSILON) * total / (total + len(counts) * COUNT_EPSILON)
+        self.embed.copy_(self.embed_avg / smoothed[:, None])
+
+    def revive(self, candidates: torch.Tensor, threshold: float) -> None:
+        """Put (R, D) vectors of the batch in place of the R least used codes, where used less than `threshold` times
+        the mean.
+
+        The running count and sum start anew too, with the mean's weight. The original replaces the vector alone, and
+        before the update, which overwrites it from the old count and sum: there a dead code stays dead.
+        """
+        mean = self.cluster_size.mean()
+        least = self.cluster_size.argsort(stable=True)[: len(candidates)]
+        dead = self.cluster_size[least] < threshold * mean
+        vectors = torch.where(dead[:, None], candidates, self.embed[least])
+        sums = torch.where(dead[:, None], candidates * mean, self.embed_avg[least])
+        self.embed[least] = vectors
+        self.embed_avg[least] = sums
+        self.cluster_size[least] = torch.where(dead, mean, self.cluster_size[least])
 
 
 class EncodecVectorQuantization(nn.Module):
@@ -106,3 +180,161 @@ class EncodecResidualVectorQuantizer(nn.Module):
         for stage in range(1, len(codes)):
             total = total + self.layers[stage].codebook.decode(codes[stage])
         return total.transpose(1, 2)
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    def forward(
+        self, embeddings: torch.Tensor, num_quantizers: int | None = None, *, upstream: bool = False
+    ) -> QuantizerTrainingOutput:
+        """Quantise latents `embeddings` (B, D, F) for training, with the first `num_quantizers` codebooks.
+
+        What a stage passes on is detached from its codes, so that each stage's commitment reaches the encoder (paper
+        eq. 3). In the `encodec` package it is not, and the gradients of all stages but the first cancel; `upstream`
+        does the same, by stopping them.
+        """
+        batch, dim, frames = embeddings.shape
+        with torch.autocast(embeddings.device.type, enabled=False):
+            vectors = embeddings.float().transpose(1, 2).reshape(-1, dim)  # (N, D)
+            residual, codes, losses, residuals = vectors, [], [], []
+            for layer in self.layers[:num_quantizers]:
+                codes.append(layer.codebook.encode(residual.detach()))
+                residuals.append(residual.detach())
+                quantized = layer.codebook.decode(codes[-1])
+                losses.append(F.mse_loss(residual, quantized))
+                residual = residual - quantized
+                if upstream:
+                    residual = residual.detach()
+            # The gradient skips the rounding: it goes to the sum of the stages as to the latents themselves.
+            straight = vectors + (-residual).detach()
+        return QuantizerTrainingOutput(
+            straight.view(batch, frames, dim).transpose(1, 2),
+            torch.stack(losses),
+            torch.stack(codes).view(-1, batch, frames),
+            self._statistics(torch.stack(codes), torch.stack(residuals)),
+        )
+
+    @torch.no_grad()
+    def _statistics(self, codes: torch.Tensor, residuals: torch.Tensor) -> CodebookStatistics:
+        """Counts and sums per code of the vectors (K, N, D) with their `codes` (K, N)."""
+        stages, size = len(codes), self.config.codebook_size
+        index = (codes + size * torch.arange(stages, device=codes.device)[:, None]).flatten()
+        counts = torch.bincount(index, minlength=stages * size).view(stages, size).float()
+        sums = residuals.new_zeros(stages * size, residuals.shape[2]).index_add_(0, index, residuals.flatten(0, 1))
+        return CodebookStatistics(counts, sums.view(stages, size, -1), residuals)
+
+    @torch.no_grad()
+    def update_codebooks(
+        self,
+        statistics: Sequence[CodebookStatistics],
+        *,
+        decay: float = 0.99,
+        dead_code_threshold: float = 0.1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """One step of the codebooks, from the statistics of the batches of one update on every process.
+
+        Collective: every process calls it with the same number of stages. Codes used less than `dead_code_threshold`
+        times the mean come back as vectors of the batch, at most an eighth of a codebook at once; 0 leaves them.
+        """
+        counts = sum(item.counts for item in statistics)
+        sums = sum(item.sums for item in statistics)
+        candidates = _draw(torch.cat([item.residuals for item in statistics], dim=1), counts.shape[1], generator)
+        _sum_over_processes(counts, sums, candidates)
+        for stage in range(len(counts)):
+            codebook = self.layers[stage].codebook
+            codebook.update(counts[stage], sums[stage], decay)
+            if dead_code_threshold > 0:
+                codebook.revive(candidates[stage], dead_code_threshold)
+
+    @torch.no_grad()
+    def start_codebooks(
+        self,
+        embeddings: torch.Tensor,
+        *,
+        first: int = 0,
+        iterations: int = 50,
+        batches: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Start the codebooks from `first` on by k-means over latents `embeddings` (B, D, F) of every process.
+
+        Collective: every process calls it, with the same shape. `batches` is how many training batches the latents
+        are of, to bring the counts to one batch.
+        """
+        vectors = _gather(embeddings.to(self.device, torch.float32).transpose(1, 2).reshape(-1, embeddings.shape[1]))
+        for stage, layer in enumerate(self.layers):
+            codebook = layer.codebook
+            if stage >= first:
+                centroids, counts = kmeans(vectors, self.config.codebook_size, iterations, generator)
+                _broadcast(centroids, counts)  # machines of different kinds round differently
+                codebook.start(centroids, counts / batches)
+            vectors = vectors - codebook.decode(codebook.encode(vectors))
+
+    @torch.no_grad()
+    def usage(self, threshold: float = 0.1) -> tuple[list[float], list[float]]:
+        """Perplexity of each codebook, and the part of its codes used at least `threshold` times as much as the mean,
+        over the updates that the running counts remember."""
+        counts = torch.stack([layer.codebook.cluster_size for layer in self.layers]).double()
+        share = counts / counts.sum(1, keepdim=True)
+        perplexity = torch.special.entr(share).sum(1).exp()
+        return perplexity.tolist(), (share * share.shape[1] >= threshold).double().mean(1).tolist()
+
+
+def kmeans(
+    vectors: torch.Tensor, size: int, iterations: int, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`size` centroids (size, D) of (N, D) `vectors` and their counts (size,); one that has no vectors stays put.
+
+    Starts from vectors drawn without replacement, as far as there are enough.
+    """
+    order = torch.cat([torch.randperm(len(vectors), generator=generator) for _ in range(-(-size // len(vectors)))])
+    centroids = vectors[order[:size].to(vectors.device)].clone()
+    for _ in range(iterations):
+        codes = torch.addmm(centroids.square().sum(1), vectors, centroids.t(), alpha=-2).argmin(dim=1)
+        counts = torch.bincount(codes, minlength=size).to(vectors.dtype)
+        sums = torch.zeros_like(centroids).index_add_(0, codes, vectors)
+        centroids = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centroids)
+    return centroids, counts
+
+
+def _draw(residuals: torch.Tensor, size: int, generator: torch.Generator | None) -> torch.Tensor:
+    """Vectors (K, R, D) drawn over all processes, R an eighth of the codebook: this process's, and 0 for the others'.
+
+    The positions, spread evenly over the processes' frames in their order, are the first process's draw.
+    """
+    stages, frames, dim = residuals.shape
+    count = max(1, size // 8)
+    offset = torch.rand(stages, count, generator=generator, dtype=torch.float64).to(residuals.device)
+    _broadcast(offset)
+    world, rank = (distributed.get_world_size(), distributed.get_rank()) if _is_distributed() else (1, 0)
+    place = (torch.arange(count, device=offset.device) + offset) / count * world - rank
+    index = (place * frames).long().clamp(0, frames - 1)
+    drawn = residuals.gather(1, index[..., None].expand(-1, -1, dim))
+    return drawn * ((place >= 0) & (place < 1))[..., None]
+
+
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _sum_over_processes(*tensors: torch.Tensor) -> None:
+    if _is_distributed():
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        distributed.all_reduce(flat)
+        for tensor, piece in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+            tensor.copy_(piece.view_as(tensor))
+
+
+def _broadcast(*tensors: torch.Tensor) -> None:
+    if _is_distributed():
+        for tensor in tensors:
+            distributed.broadcast(tensor, 0)
+
+
+def _gather(vectors: torch.Tensor) -> torch.Tensor:
+    """The (N, D) vectors of all processes, in their order."""
+    if not _is_distributed():
+        return vectors
+    pieces = [torch.empty_like(vectors) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(pieces, vectors.contiguous())
+    return torch.cat(pieces)
