@@ -1,0 +1,321 @@
+"""Corpora to draw training clips from: folders, manifests, and `datasets` datasets, stored or streamed.
+
+A stored corpus (`Corpus`) is indexed once (`clips.py`) and drawn from at random. A stream cannot be indexed, so
+example number i draws from the block of rows that belongs to i (`StreamedCorpus`): what it gets depends on the seed
+and i, not on the number of workers or on where the run was stopped. The price: every worker reads the whole stream.
+
+Audio of datasets is decoded by libsndfile from the column's bytes or path, as everywhere in the project; `datasets`
+would resample with other filters and needs torchcodec.
+"""
+
+import csv
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from modeling_encodec.processors.audio import AUDIO_SUFFIXES
+from modeling_encodec.training.clips import (
+    Clip,
+    Location,
+    UnusableClip,
+    encoded_seconds,
+    index_entries,
+    index_files,
+    measure_clip,
+)
+from modeling_encodec.training.configuration import CorpusConfig, TrainingConfig
+
+
+logger = logging.getLogger(__name__)
+
+
+def choose(rng: np.random.Generator, ends: np.ndarray) -> int:
+    """A number with chances proportional to the steps of the cumulative sum `ends`."""
+    return min(int(np.searchsorted(ends, rng.random() * ends[-1], side="right")), len(ends) - 1)
+
+
+class Corpus:
+    """Indexed clips under one name; each is drawn as often as it is long.
+
+    Attributes:
+        clips, skipped: the usable clips, and the others as (name, reason).
+        weight: chance beside the other corpora of a pool; hours of audio if the config gives none.
+    """
+
+    def __init__(self, config: CorpusConfig, clips: list[Clip], skipped: list[tuple[str, str]]):
+        if not clips:
+            first = f", the first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+            raise ValueError(
+                f"corpus {config.name!r}: no usable audio in {config.source!r} ({len(skipped)} skipped{first})"
+            )
+        if skipped:
+            logger.warning(
+                "corpus %s: %d of %d clips skipped, the first: %s: %s",
+                config.name, len(skipped), len(clips) + len(skipped), *skipped[0],
+            )  # fmt: skip
+        self.name, self.domain = config.name, config.domain
+        self.clips, self.skipped = clips, skipped
+        self._ends = np.cumsum([clip.seconds for clip in clips])
+        self.weight = self._ends[-1] / 3600 if config.weight is None else config.weight
+
+    def draw(self, rng: np.random.Generator, index: int) -> Clip:
+        """A clip for the example of number `index`."""
+        return self.clips[choose(rng, self._ends)]
+
+
+class StreamedCorpus:
+    """Clips of a stream of encoded rows, `block_clips` at hand at a time; each is drawn as often as it is long.
+
+    Block b of the stream, repeated without end, serves the examples b * samples_per_block and following. Going forward
+    is cheap; going back, and starting late, walk the stream again from its start.
+    """
+
+    def __init__(self, config: CorpusConfig, stream, *, block_clips: int = 256, samples_per_block: int = 2048):
+        """`stream`: a `datasets.IterableDataset` with encoded audio in the config's column."""
+        if config.weight is None:
+            raise ValueError(f"corpus {config.name!r} is streamed and needs a weight: its hours are not known")
+        self.name, self.domain, self.weight = config.name, config.domain, config.weight
+        self.block_clips, self.samples_per_block = block_clips, samples_per_block
+        self._stream, self._column = stream, config.column
+        self._length: int | None = None  # rows of the stream, once its end was seen
+        self._forget()
+
+    def draw(self, rng: np.random.Generator, index: int) -> Clip:
+        """A clip for the example of number `index`.
+
+        Raises:
+            UnusableClip: if the drawn row gives no audio.
+        """
+        self._go_to(index // self.samples_per_block)
+        row = choose(rng, self._ends)
+        if row not in self._measured:
+            self._measured[row] = measure_clip(*self._rows[row])
+        return self._measured[row]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_process": None, "_walk": None, "_rows": [], "_measured": {}}
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._block, self._walk = -1, None
+        self._rows: list[tuple[str, Location]] = []
+        self._ends = np.zeros(0)
+        self._measured: dict[int, Clip] = {}
+
+    def _go_to(self, block: int) -> None:
+        if self._process != os.getpid():  # forked: files that the stream has open are shared with the other process
+            self._forget()
+        if block == self._block:
+            return
+        if self._walk is None or block < self._block:
+            self._walk = self._rows_from(block * self.block_clips)
+        else:
+            between = (block - self._block - 1) * self.block_clips
+            next(islice(self._walk, between, between), None)
+        self._rows = list(islice(self._walk, self.block_clips))
+        # A row without a header counts as a second, so that it is drawn now and then and reported.
+        self._ends = np.cumsum([encoded_seconds(location) or 1.0 for _, location in self._rows])
+        self._block, self._measured = block, {}
+
+    def _rows_from(self, first: int) -> Iterator[tuple[str, Location]]:
+        """(name, location) of the rows from number `first` on, of the stream repeated without end."""
+        while True:
+            if self._length:
+                first %= self._length
+            number = first
+            for value in self._values(first):
+                yield _encoded(f"{self.name}, row {number}", value)
+                number += 1
+            if number == first > 0:  # shorter than what was to be skipped: count it
+                self._length = sum(1 for _ in self._values(0))
+            else:
+                self._length, first = number, 0
+            if not self._length:
+                raise ValueError(f"corpus {self.name!r}: the stream holds no rows")
+
+    def _values(self, first: int) -> Iterator:
+        stream = self._stream.skip(first) if first else self._stream
+        # Not iter(stream): in a worker of a torch loader it gives only that worker's shards.
+        for rows in stream.iter(batch_size=16):
+            yield from rows[self._column]
+
+
+@dataclass(frozen=True)
+class DatasetRow:
+    """Encoded audio of one row of a stored dataset, fetched when called: bytes or a path."""
+
+    dataset: object
+    column: str
+    row: int
+
+    def __call__(self) -> str | bytes:
+        """The bytes or path."""
+        location = _encoded("", self.dataset[self.row][self.column])[1]
+        return location() if callable(location) else location
+
+
+def open_corpora(config: TrainingConfig, channels: int, *, datasets: dict | None = None) -> list:
+    """The corpora of a run, for a model of so many `channels`.
+
+    `datasets`: `datasets.Dataset` or `IterableDataset` objects by corpus name, used instead of the corpus's source.
+
+    Raises:
+        ValueError: for a corpus without usable audio, or a configuration that cannot work.
+        ImportError: if `datasets` is needed and missing.
+    """
+    datasets = datasets or {}
+    unknown = sorted(set(datasets) - {corpus.name for corpus in config.corpora})
+    if unknown:
+        names = ", ".join(corpus.name for corpus in config.corpora)
+        raise ValueError(f"dataset given for corpus {unknown[0]!r}, allowed: {names}")
+    return [
+        open_corpus(
+            corpus, channels, cache_folder=index_folder(config), workers=config.workers,
+            dataset=datasets.get(corpus.name),
+        )
+        for corpus in config.corpora
+    ]  # fmt: skip
+
+
+def index_folder(config: TrainingConfig) -> Path:
+    """Where a run keeps what it learned of its files."""
+    return Path(config.index) if config.index else Path(config.output) / "index"
+
+
+def open_corpus(
+    config: CorpusConfig,
+    channels: int,
+    *,
+    cache_folder: str | os.PathLike | None = None,
+    workers: int = 1,
+    dataset=None,
+) -> Corpus | StreamedCorpus:
+    """One corpus, indexed by so many `workers`; from `dataset` if one is given, else from the config's source.
+
+    Raises:
+        ValueError: if it holds no usable audio, or the configuration cannot work.
+        ImportError: if `datasets` is needed and missing.
+    """
+    if config.weight is not None and not (config.weight >= 0 and math.isfinite(config.weight)):
+        raise ValueError(
+            f"corpus {config.name!r}: weight is {config.weight}, allowed: a finite number of at least 0, or none"
+        )
+    # A folder for each corpus, so that opening one does not drop what is known of the others.
+    cache = cache_folder and Path(cache_folder) / re.sub(r"[^\w.-]", "_", config.name)
+    if dataset is not None or config.kind == "dataset":
+        dataset = _prepare(config, _load_dataset(config) if dataset is None else dataset)
+        if not hasattr(dataset, "__len__"):
+            return StreamedCorpus(config, dataset)
+        clips, skipped = _index_dataset(config, dataset, cache, workers)
+    else:
+        find = _folder_paths if config.kind == "folder" else _manifest_paths
+        clips, skipped = index_files(find(config), cache, workers)
+    if channels == 2:
+        skipped += [(clip.name, f"{clip.channels} channels do not go to 2") for clip in clips if clip.channels > 2]
+        clips = [clip for clip in clips if clip.channels <= 2]
+    return Corpus(config, clips, skipped)
+
+
+def list_files(source: str | os.PathLike) -> list[Path]:
+    """The audio files of a folder or manifest, sorted."""
+    config = CorpusConfig(Path(source).name, str(source))
+    return sorted(_folder_paths(config) if Path(source).is_dir() else _manifest_paths(config))
+
+
+def _folder_paths(config: CorpusConfig) -> list[Path]:
+    folder = Path(config.source)
+    if not folder.is_dir():
+        raise ValueError(f"corpus {config.name!r}: source is {config.source!r}, allowed: an existing folder")
+    return [path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()]
+
+
+def _manifest_paths(config: CorpusConfig) -> list[Path]:
+    manifest = Path(config.source)
+    if not manifest.is_file() or manifest.suffix not in (".jsonl", ".csv", ".txt"):
+        raise ValueError(
+            f"corpus {config.name!r}: source is {config.source!r}, allowed: an existing .jsonl, .csv or .txt"
+        )
+    with manifest.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            if manifest.suffix == ".csv":
+                names = [row["path"] for row in csv.DictReader(file)]
+            else:
+                lines = [line.strip() for line in file if line.strip()]
+                names = lines if manifest.suffix == ".txt" else [json.loads(line)["path"] for line in lines]
+            return [manifest.parent / name for name in names]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"corpus {config.name!r}: {manifest} is no manifest ({type(error).__name__}: {error}), "
+                "allowed: a path in every row"
+            ) from None
+
+
+def _import_datasets():
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError('datasets need: pip install "modeling-encodec[train]"') from None
+    return datasets
+
+
+def _load_dataset(config: CorpusConfig):
+    datasets = _import_datasets()
+    folder = Path(config.source)
+    if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return datasets.load_dataset(config.source, config.subset, split=config.split, streaming=config.streaming)
+    dataset = datasets.load_from_disk(config.source)
+    if isinstance(dataset, dict):
+        if config.split not in dataset:
+            raise ValueError(f"corpus {config.name!r}: split is {config.split!r}, allowed: {', '.join(dataset)}")
+        dataset = dataset[config.split]
+    return dataset.to_iterable_dataset() if config.streaming else dataset
+
+
+def _prepare(config: CorpusConfig, dataset):
+    """The dataset's audio column alone, its audio left encoded."""
+    datasets = _import_datasets()
+    if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        raise ValueError(
+            f"corpus {config.name!r}: dataset is a {type(dataset).__name__}, allowed: Dataset, IterableDataset"
+        )
+    if dataset.features is not None:  # a stream may not know its columns
+        if config.column not in dataset.features:
+            raise ValueError(
+                f"corpus {config.name!r}: column is {config.column!r}, allowed: {', '.join(dataset.features)}"
+            )
+        if isinstance(dataset.features[config.column], datasets.Audio):
+            dataset = dataset.cast_column(config.column, datasets.Audio(decode=False))
+    return dataset.with_format(None).select_columns([config.column])
+
+
+def _index_dataset(config: CorpusConfig, dataset, cache: Path | None, workers: int):
+    mark = dataset._fingerprint
+    entries = [
+        (f"{config.name}, row {row}", (mark, row), DatasetRow(dataset, config.column, row))
+        for row in range(len(dataset))
+    ]
+    return index_entries(entries, cache and cache / "dataset.jsonl", workers)
+
+
+def _encoded(name: str, value) -> tuple[str, Location]:
+    """Name and location of a row's audio: a path, bytes, or both as {"path", "bytes"}."""
+    if isinstance(value, dict) and {"path", "bytes"} & set(value):
+        if value.get("path"):
+            name = f"{name} ({value['path']})"
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, (str, bytes)):
+        return name, value
+
+    def refuse():
+        kind = type(value).__name__
+        raise UnusableClip(name, f"audio is a {kind}, allowed: a path, bytes, or a struct of path and bytes")
+
+    return name, refuse
