@@ -1,4 +1,4 @@
-"""The command line: `modeling-encodec encode | decode | info | demo`.
+"""The command line: `modeling-encodec encode | decode | info | demo | train`.
 
 A user's error is one line on stderr and exit code 2. What takes long to import is imported inside the commands.
 """
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import typer
+
+from modeling_encodec.training.command import with_training_options
+from modeling_encodec.training.configuration import TrainingConfig
 
 
 STREAM = "-"
@@ -142,6 +145,24 @@ def demo(
     typer.echo(f"wavs, .ecdc files and spectrograms.png are in {out}")
 
 
+@app.command()
+@with_training_options
+def train(config: TrainingConfig) -> None:
+    """Train a codec by a recipe; run by `accelerate launch` or `torchrun`, on several devices."""
+    try:
+        import accelerate  # noqa: F401
+    except ImportError:
+        raise ImportError('training needs accelerate: pip install "modeling-encodec[train]"') from None
+    import logging
+
+    from modeling_encodec.training.trainer import CodecTrainer
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    trainer = CodecTrainer(config)
+    end = trainer.train()
+    _say(f"{end} after {trainer.update} of {config.updates} updates; the model is in {trainer.folder / 'model'}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
@@ -149,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         _say(f"modeling-encodec: {error.format_message()}")
         return 2
-    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError, ArithmeticError) as error:
         _say(f"modeling-encodec: {_one_line(error)}")
         return 2
     except (KeyboardInterrupt, typer.Abort):

@@ -1,0 +1,235 @@
+"""One update of codec, codebooks and discriminator from one batch: the paper's training step.
+
+Every random choice of an update follows from the seed and its number, so a run can be taken up anywhere. Processes
+exchange four things, each in a call that all of them make every time: gradient norms (balancer), losses, gradients,
+codebook statistics. Gradients are averaged here in one flat message and not by DDP: which parts get a gradient depends
+on the bandwidth drawn and on what is frozen, and the balancer needs the decoder's output, which DDP does not mind but
+its bookkeeping of unused parameters does.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn import functional as F
+
+from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.quantization_encodec import CodebookStatistics
+from modeling_encodec.training.adversary import Adversary
+from modeling_encodec.training.balancer import Balancer
+from modeling_encodec.training.configuration import TrainingConfig
+from modeling_encodec.training.losses import MelLoss
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss is NaN or infinite; the weights are still those from before the update."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What chance decides in one update: bandwidth in kbps, whether the discriminator learns, revival's seed."""
+
+    bandwidth: float
+    discriminator_learns: bool
+    codebook_seed: int
+
+
+def choices_of(config: TrainingConfig, bandwidths: list[float], update: int) -> Choices:
+    """The choices of update number `update`, equal on every process and in every run with this seed."""
+    rng = np.random.default_rng([config.seed, 1, update])
+    bandwidth = bandwidths[rng.integers(len(bandwidths))]
+    learns = rng.random() < config.discriminator_chance
+    return Choices(bandwidth, bool(learns), int(rng.integers(2**63 - 1)))
+
+
+class CodecUpdate:
+    """The codec and all that trains it. `run` does one update and returns its losses, means over all processes."""
+
+    def __init__(self, model: EncodecModel, config: TrainingConfig, accelerator: Accelerator):
+        self.model, self.config, self.accelerator = model, config, accelerator
+        model.encoder.requires_grad_(config.freeze != "encoder")
+        model.decoder.requires_grad_(config.freeze != "decoder")
+        self.encoder = torch.compile(model.encoder) if config.compile else model.encoder
+        self.decoder = torch.compile(model.decoder) if config.compile else model.decoder
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, (config.beta1, config.beta2))
+        self.mel_loss = MelLoss(model.config.sampling_rate, config.mel_loss).to(accelerator.device)
+        weights = {
+            "waveform": config.waveform_weight,
+            "mel": config.mel_weight,
+            "adversarial": config.adversarial_weight,
+            "feature": config.feature_weight,
+        }
+        self.balancer = Balancer(weights, config.balancer_decay, enabled=config.balancer, reduce=self._mean)
+        self.bandwidths = [float(bandwidth) for bandwidth in config.bandwidths or model.config.target_bandwidths]
+        unknown = sorted(set(self.bandwidths) - set(map(float, model.config.target_bandwidths)))
+        if unknown:
+            raise ValueError(f"bandwidths are {self.bandwidths}, allowed: {model.config.target_bandwidths}")
+        names = self.bandwidths if config.discriminators == "per_bandwidth" else ["all"]
+        rate = model.config.sampling_rate
+        self.adversaries = {}
+        if config.adversarial_weight or config.feature_weight:
+            self.adversaries = {str(name): Adversary(config, rate, accelerator.device) for name in names}
+
+    # ---- one update ----------------------------------------------------------------------------------------------
+
+    def run(self, audio: torch.Tensor, update: int) -> dict[str, float]:
+        """Update number `update` (from 0) with this process's share of its batch, (B, channels, T).
+
+        Raises:
+            NonFiniteLoss: on every process, before anything has changed.
+        """
+        choices = choices_of(self.config, self.bandwidths, update)
+        adversary = self._adversary(choices.bandwidth, update)
+        learns = adversary is not None and choices.discriminator_learns
+        self.optimizer.zero_grad()
+        parts = audio.chunk(self.config.accumulation_steps)
+        results = []
+        for number, part in enumerate(parts):
+            results.append(self._part(part, choices, adversary, learns, number, update))
+        names = list(results[0][0])
+        means = torch.stack([torch.stack([losses[name] for name in names]) for losses, _ in results]).mean(0)
+        means = self._mean(means).tolist()
+        if not all(map(math.isfinite, means)):
+            raise NonFiniteLoss(", ".join(f"{name} {mean:g}" for name, mean in zip(names, means)))
+        self._set_rates(update)
+        norm = self._step(self.optimizer, self.parameters, self.config.max_gradient_norm)
+        if learns:
+            self._step(adversary.optimizer, list(adversary.network.parameters()), None)
+        self._update_codebooks([statistics for _, statistics in results], choices)
+        return dict(zip(names, means)) | {"gradient_norm": norm, "bandwidth": choices.bandwidth}
+
+    def _part(self, audio, choices, adversary, learns, number, update):
+        """Forward and backward for one of the parts that a batch is accumulated from."""
+        weight = 1 / self.config.accumulation_steps
+        with self.accelerator.autocast():
+            decoded, commitment, statistics = self.code(audio, choices.bandwidth)
+        # Losses look at the audio as a leaf: the balancer asks for gradients there, and the codec is passed back once.
+        leaf = decoded.detach().requires_grad_()
+        losses = {"waveform": F.l1_loss(leaf, audio), "mel": self.mel_loss(leaf, audio)}
+        logged = dict(losses)
+        if adversary is not None:
+            with self.accelerator.autocast():
+                verdict = adversary.losses(leaf, audio, learn=learns, weight=weight)
+            if update >= self.config.adversarial_start:
+                losses |= verdict.losses
+            logged |= verdict.losses | {"discriminator": verdict.own_loss, "discriminator_accuracy": verdict.accuracy}
+        # The running means learn from the first part; what follows then takes one pass back instead of four.
+        gradient = self.balancer.gradient(losses, leaf, measure=number == 0)
+        # A balanced batch's gradient is the sum of its examples' and no mean: undo the processes' averaging.
+        factor = self.accelerator.num_processes if self.balancer.enabled else weight
+        outputs, gradients = [decoded], [gradient * factor]
+        if commitment.requires_grad:
+            outputs.append(commitment.mean() * (self.config.commitment_weight * weight))
+            gradients.append(None)
+        torch.autograd.backward(outputs, gradients)
+        logged |= {"commitment": commitment.mean(), "level": _level(leaf, audio)}
+        return {name: value.detach().float() for name, value in logged.items()}, statistics
+
+    def code(self, audio: torch.Tensor, bandwidth: float) -> tuple[torch.Tensor, torch.Tensor, CodebookStatistics]:
+        """Audio (B, channels, T) through the codec as it trains: decoded audio, commitment losses (K,), statistics.
+
+        A training example is one chunk, divided by its loudness if the model normalises (paper 3.1).
+        """
+        with torch.set_grad_enabled(self.config.freeze != "encoder"):
+            latents, scale = self._latents(audio)
+        quantized = self.model.quantizer(
+            latents,
+            self.model.config.num_quantizers_for_bandwidth(bandwidth),
+            upstream=self.config.upstream_quantizer,
+        )
+        decoded = self.decoder(quantized.latents)[..., : audio.shape[2]].float()
+        decoded = decoded if scale is None else decoded * scale
+        return decoded, quantized.commitment_losses, quantized.statistics
+
+    def _latents(self, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Latents (B, D, F) of audio and the loudness (B, 1, 1) it was divided by, if the model normalises."""
+        if not self.model.config.normalize:
+            return self.encoder(audio), None
+        scale = 1e-8 + audio.mean(1, keepdim=True).square().mean(2, keepdim=True).sqrt()
+        return self.encoder(audio / scale), scale
+
+    def start_codebooks(self, batches: list[torch.Tensor], first: int = 0) -> None:
+        """Start codebooks from `first` on by k-means over the latents of `batches` of every process."""
+        self.model.eval()
+        parts = [part for audio in batches for part in audio.chunk(self.config.accumulation_steps)]
+        with torch.no_grad():
+            latents = [self._latents(part)[0] for part in parts]
+        self.model.train()
+        self.model.quantizer.start_codebooks(
+            torch.cat(latents),
+            first=first,
+            iterations=self.config.kmeans_iterations,
+            batches=len(batches),
+            generator=torch.Generator().manual_seed(self.config.seed),
+        )
+
+    def _adversary(self, bandwidth: float, update: int) -> Adversary | None:
+        """The discriminator that judges this update, if they are in play yet."""
+        if update < self.config.adversarial_start - self.config.discriminator_warmup:
+            return None
+        return self.adversaries.get("all") or self.adversaries.get(str(bandwidth))
+
+    def _update_codebooks(self, statistics: list[CodebookStatistics], choices: Choices) -> None:
+        if self.config.freeze != "none":
+            return  # codes keep their meaning for the part that is kept
+        self.model.quantizer.update_codebooks(
+            statistics,
+            decay=self.config.codebook_decay,
+            dead_code_threshold=0 if self.config.upstream_quantizer else self.config.dead_code_threshold,
+            generator=torch.Generator().manual_seed(choices.codebook_seed),
+        )
+
+    def _step(self, optimizer, parameters: list[nn.Parameter], max_norm: float | None) -> float:
+        """Average the gradients over processes and let the optimiser use them."""
+        if self.accelerator.num_processes > 1:
+            flat = self._mean(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+            for parameter, gradient in zip(parameters, flat.split([parameter.numel() for parameter in parameters])):
+                parameter.grad.copy_(gradient.view_as(parameter))
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(norm)
+
+    def _set_rates(self, update: int) -> None:
+        """Learning rates of this update: a rise over the warm-up, then a cosine down to `decay_to`."""
+        config = self.config
+        rise = min(1.0, (update + 1) / config.warmup_updates) if config.warmup_updates else 1.0
+        cosine = (1 + math.cos(math.pi * min(1.0, update / config.updates))) / 2
+        factor = rise * (config.decay_to + (1 - config.decay_to) * cosine)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+        for adversary in self.adversaries.values():
+            for group in adversary.optimizer.param_groups:
+                group["lr"] = config.discriminator_learning_rate * factor
+
+    def _mean(self, values: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(values, "mean") if self.accelerator.num_processes > 1 else values
+
+    # ---- what a checkpoint keeps ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict:
+        """Everything that the next update depends on, besides its number and the configuration."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "balancer": self.balancer.state_dict(),
+            "adversaries": {name: adversary.state_dict() for name, adversary in self.adversaries.items()},
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over the state of `state_dict`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.balancer.load_state_dict(state["balancer"])
+        for name, adversary in self.adversaries.items():
+            adversary.load_state_dict(state["adversaries"][name])
+
+
+def _level(decoded: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+    """Mean over the examples of the decoded signal's level relative to the original's, each counted as 10 at most."""
+    ours, theirs = (x.flatten(1).norm(dim=1) for x in (decoded, audio))
+    return (ours / theirs.clamp(min=1e-8)).clamp(max=10).mean()
