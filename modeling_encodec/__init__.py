@@ -4,14 +4,17 @@ import importlib
 
 
 _MODULES = {
+    "CodecTrainer": "modeling_encodec.training.trainer",
     "EncodecConfig": "modeling_encodec.configuration_encodec",
     "EncodecFeatureExtractor": "modeling_encodec.processors.feature_extraction_encodec",
     "EncodecModel": "modeling_encodec.modeling_encodec",
+    "TrainingConfig": "modeling_encodec.training.configuration",
     "bundled_checkpoint": "modeling_encodec.checkpoints",
     "compress": "modeling_encodec.bitstream.compression",
     "compress_to_file": "modeling_encodec.bitstream.compression",
     "decompress": "modeling_encodec.bitstream.compression",
     "decompress_from_file": "modeling_encodec.bitstream.compression",
+    "load_config": "modeling_encodec.training.configuration",
     "read_audio": "modeling_encodec.processors.audio",
     "register_auto_classes": "modeling_encodec.auto_classes",
     "write_audio": "modeling_encodec.processors.audio",

@@ -22,6 +22,8 @@ from .configuration_encodec import EncodecConfig
 
 # Added to each code's count before dividing by it, relative to the total, so that no code has none (original's value).
 COUNT_EPSILON = 1e-5
+# What a code that k-means gave no vectors starts with: enough to stay where it is until it is revived.
+LEAST_COUNT = 1e-3
 
 
 @dataclass
@@ -85,14 +87,8 @@ class EncodecEuclideanCodebook(nn.Module):
         return self
 
     def encode(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Index of the nearest codebook vector for each of (N, D) `vectors`, as (N,) int64.
-
-        |x - e|^2 = |x|^2 - 2 x.e + |e|^2; the first term is the same for every entry and is left out, which also
-        spares its rounding. Equal distances give the lower index.
-        """
-        embed = self.embed.float()
-        with torch.autocast(embed.device.type, enabled=False):
-            return torch.addmm(embed.square().sum(1), vectors, embed.t(), alpha=-2).argmin(dim=1)
+        """Index of the nearest codebook vector for each of (N, D) `vectors`, as (N,) int64."""
+        return _nearest(vectors, self.embed.float())
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codebook vectors (..., D) of int64 `codes` (...)."""
@@ -100,6 +96,7 @@ class EncodecEuclideanCodebook(nn.Module):
 
     def start(self, vectors: torch.Tensor, counts: torch.Tensor) -> None:
         """Take (size, D) `vectors` as codes that have met `counts` (size,) vectors each."""
+        counts = counts.clamp(min=LEAST_COUNT)
         self.embed.copy_(vectors)
         self.cluster_size.copy_(counts)
         self.embed_avg.copy_(vectors * counts[:, None])
@@ -230,11 +227,13 @@ class EncodecResidualVectorQuantizer(nn.Module):
         decay: float = 0.99,
         dead_code_threshold: float = 0.1,
         generator: torch.Generator | None = None,
-    ) -> None:
+    ) -> torch.Tensor:
         """One step of the codebooks, from the statistics of the batches of one update on every process.
 
         Collective: every process calls it with the same number of stages. Codes used less than `dead_code_threshold`
         times the mean come back as vectors of the batch, at most an eighth of a codebook at once; 0 leaves them.
+        Returns the counts (K, size) of all processes, which tell how codebooks are used (`codebook_usage`); the
+        running counts do not, for those of revived codes are given and not earned.
         """
         counts = sum(item.counts for item in statistics)
         sums = sum(item.sums for item in statistics)
@@ -245,6 +244,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
             codebook.update(counts[stage], sums[stage], decay)
             if dead_code_threshold > 0:
                 codebook.revive(candidates[stage], dead_code_threshold)
+        return counts
 
     @torch.no_grad()
     def start_codebooks(
@@ -270,14 +270,14 @@ class EncodecResidualVectorQuantizer(nn.Module):
                 codebook.start(centroids, counts / batches)
             vectors = vectors - codebook.decode(codebook.encode(vectors))
 
-    @torch.no_grad()
-    def usage(self, threshold: float = 0.1) -> tuple[list[float], list[float]]:
-        """Perplexity of each codebook, and the part of its codes used at least `threshold` times as much as the mean,
-        over the updates that the running counts remember."""
-        counts = torch.stack([layer.codebook.cluster_size for layer in self.layers]).double()
-        share = counts / counts.sum(1, keepdim=True)
-        perplexity = torch.special.entr(share).sum(1).exp()
-        return perplexity.tolist(), (share * share.shape[1] >= threshold).double().mean(1).tolist()
+
+def codebook_usage(counts: torch.Tensor, threshold: float = 0.1) -> tuple[list[float], list[float]]:
+    """Perplexity of each codebook, and the part of its codes used at least `threshold` times as much as the mean, for
+    `counts` (K, size) of how often codes were used; both 0 for a codebook that was not."""
+    counts = counts.double().cpu()
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1e-12)
+    perplexity = torch.special.entr(share).sum(1).exp() * (counts.sum(1) > 0)
+    return perplexity.tolist(), (share * share.shape[1] >= threshold).double().mean(1).tolist()
 
 
 def kmeans(
@@ -290,11 +290,21 @@ def kmeans(
     order = torch.cat([torch.randperm(len(vectors), generator=generator) for _ in range(-(-size // len(vectors)))])
     centroids = vectors[order[:size].to(vectors.device)].clone()
     for _ in range(iterations):
-        codes = torch.addmm(centroids.square().sum(1), vectors, centroids.t(), alpha=-2).argmin(dim=1)
+        codes = _nearest(vectors, centroids)
         counts = torch.bincount(codes, minlength=size).to(vectors.dtype)
         sums = torch.zeros_like(centroids).index_add_(0, codes, vectors)
         centroids = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centroids)
     return centroids, counts
+
+
+def _nearest(vectors: torch.Tensor, embed: torch.Tensor) -> torch.Tensor:
+    """Index (N,) of the row of `embed` (size, D) that is nearest to each of (N, D) `vectors`.
+
+    |x - e|^2 = |x|^2 - 2 x.e + |e|^2; the first term is the same for every row and is left out, which also spares its
+    rounding. Equal distances give the lower index.
+    """
+    with torch.autocast(embed.device.type, enabled=False):
+        return torch.addmm(embed.square().sum(1), vectors, embed.t(), alpha=-2).argmin(dim=1)
 
 
 def _draw(residuals: torch.Tensor, size: int, generator: torch.Generator | None) -> torch.Tensor:
@@ -304,7 +314,7 @@ def _draw(residuals: torch.Tensor, size: int, generator: torch.Generator | None)
     """
     stages, frames, dim = residuals.shape
     count = max(1, size // 8)
-    offset = torch.rand(stages, count, generator=generator, dtype=torch.float64).to(residuals.device)
+    offset = torch.rand(stages, count, generator=generator).to(residuals.device)
     _broadcast(offset)
     world, rank = (distributed.get_world_size(), distributed.get_rank()) if _is_distributed() else (1, 0)
     place = (torch.arange(count, device=offset.device) + offset) / count * world - rank

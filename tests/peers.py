@@ -1,14 +1,22 @@
-"""The two existing implementations, given our weights: Transformers' EncodecModel and the `encodec` package 0.1.1."""
+"""The two existing implementations, given our weights: Transformers' EncodecModel and the `encodec` package 0.1.1.
+And peers of a test itself: the same function in several processes."""
 
 import importlib.util
+import os
 import sys
+import time
 import types
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
 
 import torch
 import transformers
+from torch import distributed, multiprocessing
 
-from modeling_encodec.conversion.key_mapping import to_original
+from modeling_encodec.conversion.key_mapping import discriminator_to_original, to_original
 from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.training.discriminator import MultiScaleSTFTDiscriminator
 
 
 def stock_model(model: EncodecModel) -> transformers.EncodecModel:
@@ -19,15 +27,31 @@ def stock_model(model: EncodecModel) -> transformers.EncodecModel:
     return stock
 
 
-def import_encodec():
-    """The `encodec` package, or None where it is not installed. Its import of torchaudio, which it needs for files and
-    resampling only and whose wheels want CUDA, is met with an empty module."""
+class Spectrogram(torch.nn.Module):
+    """torchaudio's, as the original's discriminator uses it: complex, not centred, divided by the window's L2 norm."""
+
+    def __init__(self, n_fft, hop_length, win_length, window_fn, normalized, center, pad_mode, power):
+        super().__init__()
+        assert (normalized, center, power) == (True, False, None)
+        self.sizes = (n_fft, hop_length, win_length)
+        self.register_buffer("window", window_fn(win_length))
+
+    def forward(self, audio: torch.Tensor) -> torch.Tensor:
+        spectrum = torch.stft(audio.flatten(0, -2), *self.sizes, self.window, center=False, return_complex=True)
+        return spectrum.unflatten(0, audio.shape[:-1]) / self.window.square().sum().sqrt()
+
+
+def import_encodec(module: str = "encodec"):
+    """A module of the `encodec` package, or None where that is not installed. Its import of torchaudio, whose wheels
+    want CUDA, is met with a stand-in. (Transformers asks for the spec of any torchaudio it sees, so it looks before.)
+    """
     if importlib.util.find_spec("encodec") is None:
         return None
-    sys.modules.setdefault("torchaudio", types.ModuleType("torchaudio"))
-    import encodec
-
-    return encodec
+    transformers.utils.is_torchaudio_available()
+    stand_in = types.ModuleType("torchaudio")
+    stand_in.transforms = types.SimpleNamespace(Spectrogram=Spectrogram)
+    sys.modules.setdefault("torchaudio", stand_in)
+    return importlib.import_module(module)
 
 
 def original_model(model: EncodecModel):
@@ -38,6 +62,40 @@ def original_model(model: EncodecModel):
     original.load_state_dict(to_original(model.state_dict(), model.config))
     original.name = f"encodec_{model.config.sampling_rate // 1000}khz"
     return original.eval()
+
+
+def original_discriminator(discriminator: MultiScaleSTFTDiscriminator):
+    """The `encodec` package's discriminator with the weights of `discriminator`."""
+    windows, filters = discriminator.windows, discriminator.discriminators[0].convs[0].out_channels
+    sizes = {"n_ffts": windows, "hop_lengths": [window // 4 for window in windows], "win_lengths": windows}
+    original = import_encodec("encodec.msstftd").MultiScaleSTFTDiscriminator(filters, **sizes)
+    original.load_state_dict(discriminator_to_original(discriminator.state_dict(), windows))
+    return original
+
+
+def in_processes(work: Callable, folder: Path, *, world: int = 2, timeout: float = 120) -> Sequence:
+    """What `work(rank)` returns in each of `world` gloo processes; an error if they are not done in time."""
+    context = multiprocessing.start_processes(
+        _one_process, (work, str(folder), world, timeout), world, join=False, start_method="spawn"
+    )
+    end = time.monotonic() + timeout
+    try:
+        while not context.join(1):
+            assert time.monotonic() < end, f"{work.__name__} hangs"
+    finally:
+        for process in context.processes:
+            process.kill()
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+def _one_process(rank: int, work: Callable, folder: str, world: int, timeout: float) -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    distributed.init_process_group(
+        "gloo", f"file://{folder}/meet", timedelta(seconds=timeout), world_size=world, rank=rank
+    )
+    torch.save(work(rank), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
 
 
 @torch.no_grad()

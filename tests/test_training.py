@@ -139,7 +139,7 @@ def test_48khz_stereo_and_bf16(place, config):
     run(options)
     model = EncodecModel.from_pretrained(Path(options.output) / "model")
     assert model.config.audio_channels == 2 and model.dtype == torch.float32
-    assert all(np.isfinite(line["loss/mel"]) for line in log_of(options))
+    assert all(np.isfinite(line["train/mel"]) for line in log_of(options))
 
 
 def test_bf16_is_close_to_float32(config, tmp_path):
@@ -148,7 +148,7 @@ def test_bf16_is_close_to_float32(config, tmp_path):
     half = dataclasses.replace(config, mixed_precision="bf16", output=str(tmp_path / "half"))
     run(half)
     for ours, exact in zip(log_of(half)[:3], log_of(config)[:3]):
-        for name in ("loss/mel", "loss/waveform", "loss/adversarial"):
+        for name in ("train/mel", "train/waveform", "train/adversarial"):
             assert ours[name] == pytest.approx(exact[name], rel=0.05)
 
 
@@ -159,7 +159,7 @@ def test_compiled_is_close_to_eager(config, tmp_path):
     compiled = dataclasses.replace(short, compile=True, output=str(tmp_path / "compiled"))
     run(compiled)
     for ours, exact in zip(log_of(compiled), log_of(short)):
-        assert ours["loss/mel"] == pytest.approx(exact["loss/mel"], rel=1e-3)
+        assert ours["train/mel"] == pytest.approx(exact["train/mel"], rel=1e-3)
 
 
 def test_accumulated_parts_are_the_whole_batch(config, tmp_path):
@@ -168,7 +168,7 @@ def test_accumulated_parts_are_the_whole_batch(config, tmp_path):
     parts = dataclasses.replace(whole, accumulation_steps=4, output=str(tmp_path / "parts"))
     a, b = run(whole), run(parts)
     for ours, exact in zip(log_of(parts), log_of(whole)):
-        for name in ("loss/mel", "loss/feature", "loss/discriminator", "loss/commitment"):
+        for name in ("train/mel", "train/feature", "train/discriminator", "train/commitment"):
             assert ours[name] == pytest.approx(exact[name], rel=1e-3), name
     for one, other in zip(a.model.state_dict().values(), b.model.state_dict().values()):
         assert torch.allclose(one, other, rtol=1e-2, atol=2e-3)
@@ -186,14 +186,14 @@ def test_discriminators_join_when_told(config):
     options = dataclasses.replace(config, adversarial_start=4, discriminator_warmup=2, discriminator_chance=1.0)
     trainer = run(options)
     lines = log_of(options)
-    assert ["loss/discriminator" in line for line in lines] == [False, False, True, True, True, True]
+    assert ["train/discriminator" in line for line in lines] == [False, False, True, True, True, True]
     assert ["share/adversarial" in line for line in lines] == [False, False, False, False, True, True]
     assert len(trainer.codec.adversaries) == 2  # one for each bandwidth
 
 
 def test_rates_rise_and_fall(config):
     options = dataclasses.replace(config, warmup_updates=2, decay_to=0.5, updates_per_epoch=100)
-    codec = CodecUpdate(build_model(options), options, make_accelerator(options))
+    codec = CodecUpdate(build_model(options.model, options.architecture), options, make_accelerator(options))
     rates = []
     for update in (0, 1, 50, 99):
         codec._set_rates(update)
@@ -436,7 +436,7 @@ def test_two_processes_are_equal_and_like_one(config, place, tmp_path):
     train_in(1, alone)
     for ours, single in zip(log_of(options)[:10], log_of(alone)[:10]):
         for name in single:
-            if name.startswith(("loss/", "share/")):
+            if name.startswith(("train/", "share/")):
                 assert ours[name] == pytest.approx(single[name], rel=0.02, abs=1e-4), (single["update"], name)
 
 

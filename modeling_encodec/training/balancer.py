@@ -12,7 +12,7 @@ class Balancer:
     corrected for its start, over updates. One example's gradient so has a norm of about R, and a batch's is their sum.
 
     Args:
-        weights: loss name -> weight. Losses without a weight or a gradient take no part.
+        weights: loss name -> weight. A loss without one takes no part.
         decay: of the running means of gradient norms.
         total_norm: R.
         enabled: without, the gradient is that of the weighted sum of the losses.
@@ -54,9 +54,11 @@ class Balancer:
         if not self.enabled:
             return {name: self.weights[name] for name in names}
         total = sum(self.weights[name] for name in names)
+        means = {name: self.sums[name] / self.counts[name] for name in names}
+        # A loss that never had a gradient has no scale yet: none is better than an endless one.
         return {
-            name: self.total_norm * self.weights[name] / total / max(self.sums[name] / self.counts[name], 1e-12)
-            for name in names
+            name: self.total_norm * self.weights[name] / total / mean if mean > 1e-12 else 0.0
+            for name, mean in means.items()
         }
 
     def gradient(self, losses: dict[str, torch.Tensor], output: torch.Tensor, *, measure: bool = True) -> torch.Tensor:

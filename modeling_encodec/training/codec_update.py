@@ -68,6 +68,10 @@ class CodecUpdate:
         unknown = sorted(set(self.bandwidths) - set(map(float, model.config.target_bandwidths)))
         if unknown:
             raise ValueError(f"bandwidths are {self.bandwidths}, allowed: {model.config.target_bandwidths}")
+        # How often codes were really used, as a running mean: for the log and the guards.
+        self.code_counts = torch.zeros(
+            model.config.num_quantizers, model.config.codebook_size, device=accelerator.device
+        )
         names = self.bandwidths if config.discriminators == "per_bandwidth" else ["all"]
         rate = model.config.sampling_rate
         self.adversaries = {}
@@ -95,12 +99,18 @@ class CodecUpdate:
         means = self._mean(means).tolist()
         if not all(map(math.isfinite, means)):
             raise NonFiniteLoss(", ".join(f"{name} {mean:g}" for name, mean in zip(names, means)))
-        self._set_rates(update)
-        norm = self._step(self.optimizer, self.parameters, self.config.max_gradient_norm)
+        steps = [(self.optimizer, self.parameters, self.config.max_gradient_norm)]
         if learns:
-            self._step(adversary.optimizer, list(adversary.network.parameters()), None)
+            steps.append((adversary.optimizer, list(adversary.network.parameters()), None))
+        norms = [self._average_gradients(parameters, limit) for _, parameters, limit in steps]
+        if not all(map(math.isfinite, norms)):
+            raise NonFiniteLoss(f"finite, but norms of gradients {norms}")
+        self._set_rates(update)
+        for optimizer, _, _ in steps:
+            optimizer.step()
+            optimizer.zero_grad()
         self._update_codebooks([statistics for _, statistics in results], choices)
-        return dict(zip(names, means)) | {"gradient_norm": norm, "bandwidth": choices.bandwidth}
+        return dict(zip(names, means)) | {"gradient_norm": norms[0], "bandwidth": choices.bandwidth}
 
     def _part(self, audio, choices, adversary, learns, number, update):
         """Forward and backward for one of the parts that a batch is accumulated from."""
@@ -174,25 +184,24 @@ class CodecUpdate:
         return self.adversaries.get("all") or self.adversaries.get(str(bandwidth))
 
     def _update_codebooks(self, statistics: list[CodebookStatistics], choices: Choices) -> None:
-        if self.config.freeze != "none":
-            return  # codes keep their meaning for the part that is kept
-        self.model.quantizer.update_codebooks(
-            statistics,
-            decay=self.config.codebook_decay,
-            dead_code_threshold=0 if self.config.upstream_quantizer else self.config.dead_code_threshold,
-            generator=torch.Generator().manual_seed(choices.codebook_seed),
-        )
+        if self.config.freeze != "none":  # codes keep their meaning for the part that is kept
+            counts = self._mean(sum(item.counts for item in statistics))
+        else:
+            counts = self.model.quantizer.update_codebooks(
+                statistics,
+                decay=self.config.codebook_decay,
+                dead_code_threshold=0 if self.config.upstream_quantizer else self.config.dead_code_threshold,
+                generator=torch.Generator().manual_seed(choices.codebook_seed),
+            )
+        self.code_counts[: len(counts)].lerp_(counts, 1 - self.config.codebook_decay)
 
-    def _step(self, optimizer, parameters: list[nn.Parameter], max_norm: float | None) -> float:
-        """Average the gradients over processes and let the optimiser use them."""
+    def _average_gradients(self, parameters: list[nn.Parameter], max_norm: float | None) -> float:
+        """Average gradients over processes and scale them down to `max_norm`; returns their norm before that."""
         if self.accelerator.num_processes > 1:
             flat = self._mean(torch.cat([parameter.grad.flatten() for parameter in parameters]))
             for parameter, gradient in zip(parameters, flat.split([parameter.numel() for parameter in parameters])):
                 parameter.grad.copy_(gradient.view_as(parameter))
-        norm = nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(norm)
+        return float(nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm))
 
     def _set_rates(self, update: int) -> None:
         """Learning rates of this update: a rise over the warm-up, then a cosine down to `decay_to`."""
@@ -217,6 +226,7 @@ class CodecUpdate:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "balancer": self.balancer.state_dict(),
+            "code_counts": self.code_counts,
             "adversaries": {name: adversary.state_dict() for name, adversary in self.adversaries.items()},
         }
 
@@ -225,6 +235,7 @@ class CodecUpdate:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.balancer.load_state_dict(state["balancer"])
+        self.code_counts.copy_(state["code_counts"])
         for name, adversary in self.adversaries.items():
             adversary.load_state_dict(state["adversaries"][name])
 

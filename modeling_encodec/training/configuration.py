@@ -172,6 +172,12 @@ class TrainingConfig:
             if item.name.endswith("_weight"):
                 value = getattr(self, item.name)
                 _require(value >= 0 and math.isfinite(value), item.name, value, "a finite number of at least 0")
+        _require(
+            self.waveform_weight + self.mel_weight > 0,
+            "mel_weight",
+            self.mel_weight,
+            "above 0 if waveform_weight is 0",
+        )
         _require(self.gain_min <= self.gain_max, "gain_min", self.gain_min, f"at most gain_max ({self.gain_max})")
         names = [corpus.name for corpus in self.corpora]
         _require(len(set(names)) == len(names), "corpora", names, "a name of its own for each")

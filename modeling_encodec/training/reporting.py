@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 
@@ -53,10 +54,10 @@ class Reporter:
         return means
 
     def write(self, update: int, values: dict[str, float], **more) -> None:
-        """One line of the log, and the values to the trackers."""
+        """One line of log.jsonl, and the values to the trackers; None stands for what is not a number."""
         self.accelerator.log(values, step=update)
         if self.accelerator.is_main_process:
-            rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+            rounded = {name: float(f"{v:.6g}") if math.isfinite(v) else None for name, v in values.items()}
             with open(self.folder / LOG, "a") as file:
                 file.write(json.dumps({"update": update, **rounded, **more}) + "\n")
 
@@ -81,9 +82,8 @@ class Reporter:
                 continue
             self.known.add(name)
             logger.warning("skipped %s: %s", name, reason)
-            path = self.folder / f"{self.accelerator.process_index}_{SKIPPED}"
-            path = self.folder / SKIPPED if self.accelerator.is_main_process else path
-            with open(path, "a") as file:
+            rank = self.accelerator.process_index
+            with open(self.folder / (SKIPPED if rank == 0 else f"{rank}_{SKIPPED}"), "a") as file:
                 file.write(json.dumps({"file": name, "reason": reason}) + "\n")
 
     def state_dict(self) -> dict:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.quantization_encodec import codebook_usage
 from modeling_encodec.training.checkpoint import (
     CHECKPOINT,
     load_checkpoint,
@@ -64,13 +65,13 @@ class CodecTrainer:
         self.share = _share_of_batch(config, self.accelerator.num_processes)
         self.reporter = Reporter(self.folder, config, self.accelerator)
         torch.manual_seed(config.seed)  # initial weights
-        self.model = build_model(config).to(self.accelerator.device).train()
+        # A run that goes on needs nothing but its own folder.
+        source = str(self.folder / "model") if config.resume else config.model
+        self.model = build_model(source, config.architecture).to(self.accelerator.device).train()
         self.codec = CodecUpdate(self.model, config, self.accelerator)
-        if config.model:
+        if config.model and not config.resume:
             self._take_discriminators(Path(config.model) / "discriminators.safetensors")
-        self.average = None
-        if config.weight_average:
-            self.average = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.average = _copy(self.model) if config.weight_average else None
         self.data = self._open_data(datasets)
         self.guard = Guard()
         self.update = 0
@@ -133,8 +134,7 @@ class CodecTrainer:
             raise NonFiniteLoss(f"update {self.update}: losses are {error}; the batch is in {path}") from None
         if self.average is not None:
             for name, tensor in self.model.state_dict().items():
-                average = self.average[name]
-                average.lerp_(tensor, 1 - self.config.weight_average)
+                self.average[name].lerp_(tensor, 1 - self.config.weight_average)
         return losses
 
     def _log(self, losses: dict[str, float]) -> None:
@@ -143,16 +143,19 @@ class CodecTrainer:
         if self.update % self.config.log_every:
             return
         means = self.reporter.means()
-        perplexity, use = self.model.quantizer.usage()
+        perplexity, use = codebook_usage(self.codec.code_counts)
         shares = self.codec.balancer.shares()
         trained = max(map(self.model.config.num_quantizers_for_bandwidth, self.codec.bandwidths))
         warnings = list(find_warnings(means, use[:trained], shares, self.codec.balancer.weights))
         self.guard.report(warnings, self.update)
-        values = {f"loss/{name}": value for name, value in means.items()}
+        values = {f"train/{name}": value for name, value in means.items()}
         values |= {f"share/{name}": share for name, share in shares.items()}
         values |= {f"perplexity/{stage}": value for stage, value in enumerate(perplexity)}
         values |= {f"use/{stage}": value for stage, value in enumerate(use)}
         self.reporter.write(self.update, values, warnings=dict(warnings))
+        if not self.reporter.interactive:  # no progress bar to look at
+            losses = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+            logger.info("update %d of %d: %s", self.update, self.config.updates, losses)
 
     def _show(self) -> None:
         """Validation and listening clips, when they are due and at the end."""
@@ -198,6 +201,7 @@ class CodecTrainer:
             return
         batches = [batch["audio"] for batch in islice(self._batches(0, workers=0), self.config.kmeans_batches)]
         self.codec.start_codebooks([audio.to(self.accelerator.device) for audio in batches], first or 0)
+        self.average = _copy(self.model) if self.config.weight_average else None
 
     def _open_data(self, datasets: dict | None) -> TrainingAudio:
         config, settings = self.config, self.model.config
@@ -250,15 +254,15 @@ class CodecTrainer:
                 tensor.copy_(state["average"][name])
 
 
-def build_model(config: TrainingConfig) -> EncodecModel:
-    """The codec that a run starts with, in float32.
+def build_model(source: str | None, architecture: str) -> EncodecModel:
+    """The codec that a run starts with, in float32: that of `source`, a folder or Hub id, or a new one.
 
     Raises:
         OSError: if there is no such checkpoint.
     """
-    if config.model is None:
-        return EncodecModel(ARCHITECTURES[config.architecture]())
-    return EncodecModel.from_pretrained(config.model, dtype=torch.float32)
+    if source is None:
+        return EncodecModel(ARCHITECTURES[architecture]())
+    return EncodecModel.from_pretrained(source, dtype=torch.float32)
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
@@ -300,6 +304,10 @@ def _share_of_batch(config: TrainingConfig, processes: int) -> int:
     return config.batch_size // processes
 
 
+def _copy(model: EncodecModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
 class _Weights:
     """The model in `eval` mode, with averaged weights if there are any, while the block lasts."""
 
@@ -309,7 +317,7 @@ class _Weights:
     def __enter__(self):
         self.model.eval()
         if self.average is not None:
-            self.trained = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            self.trained = _copy(self.model)
             self.model.load_state_dict(self.average)
 
     def __exit__(self, *error):
