@@ -153,6 +153,7 @@ def test_bf16_is_close_to_float32(config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_compiled_is_close_to_eager(config, tmp_path):
     short = dataclasses.replace(config, updates_per_epoch=2)
     run(short)

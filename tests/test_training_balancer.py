@@ -220,7 +220,7 @@ def test_two_processes_give_the_gradient_of_one(tmp_path):
 
 HEALTHY = {
     "means": {"discriminator_accuracy": 0.8, "level": 0.9},
-    "use": [0.9, 0.5],
+    "use": [0.9, 0.5, 0.0],
     "shares": {"mel": 0.15, "adversarial": 0.35, "feature": 0.5},
     "weights": WEIGHTS,
 }

@@ -2,9 +2,8 @@
 
 Every random choice of an update follows from the seed and its number, so a run can be taken up anywhere. Processes
 exchange four things, each in a call that all of them make every time: gradient norms (balancer), losses, gradients,
-codebook statistics. Gradients are averaged here in one flat message and not by DDP: which parts get a gradient depends
-on the bandwidth drawn and on what is frozen, and the balancer needs the decoder's output, which DDP does not mind but
-its bookkeeping of unused parameters does.
+codebook statistics. Gradients are averaged here, in one flat message, and not by DistributedDataParallel: codec and
+discriminator learn from one graph that is passed back several times, which its hooks do not follow.
 """
 
 import math

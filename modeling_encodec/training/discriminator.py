@@ -50,7 +50,7 @@ class STFTDiscriminator(nn.Module):
             x = self.spectrogram(audio.float())
         features = []
         for conv in self.convs:
-            x = F.leaky_relu(conv(x), self.slope)
+            x = F.leaky_relu(conv(x), self.slope, inplace=True)
             features.append(x)
         return self.conv_post(x), features
 

@@ -23,14 +23,14 @@ def find_warnings(
 
     Args:
         means: losses and measures by name, as the update returns them.
-        use: part of the codes in use, for each codebook that the run trains.
+        use: part of the codes in use, for each codebook that the run trains; 0 where it had no turn yet.
         shares: part of the gradient that each loss has now.
         weights: of the losses in the balancer.
     """
-    collapsed = [stage for stage, part in enumerate(use) if part < LEAST_USE]
+    collapsed = {stage: part for stage, part in enumerate(use) if 0 < part < LEAST_USE}
     if collapsed:
-        least = min(use)
-        yield "codebook_collapse", f"codebooks {collapsed} use few of their codes, the worst {least:.1%}"
+        worst = min(collapsed.values())
+        yield "codebook_collapse", f"codebooks {list(collapsed)} use few of their codes, the worst {worst:.1%}"
     if means.get("discriminator_accuracy", 0) > MOST_ACCURACY:
         yield "discriminator_wins", f"it is right about {means['discriminator_accuracy']:.1%} of signals"
     if means["level"] < LEAST_LEVEL:

@@ -75,10 +75,11 @@ def feature_loss(
     """
     losses = []
     for x, y in zip((x for scale in real for x in scale), (y for scale in fake for y in scale)):
-        x = x.detach().float()
-        distance = (x - y.float()).abs().reshape(examples, -1).mean(1)
+        # Not flattened: that would copy maps in channels-last memory.
+        x, y = (z.float().unflatten(0, (examples, -1)) for z in (x.detach(), y))
+        distance = (x - y).abs().mean((1, 2, 3, 4))
         if kind == "relative":
-            distance = distance / x.abs().reshape(examples, -1).mean(1).clamp(min=EPSILON)
+            distance = distance / x.abs().mean((1, 2, 3, 4)).clamp(min=EPSILON)
         losses.append(distance.mean())
     return torch.stack(losses).mean()
 
