@@ -18,6 +18,7 @@ import transformers
 from accelerate.state import AcceleratorState
 from conftest import make_model
 
+from modeling_encodec import cli
 from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.evaluation.metrics import si_snr
 from modeling_encodec.modeling_encodec import EncodecModel
@@ -292,7 +293,8 @@ def test_warnings_are_named(config, caplog):
         last = trainer.model.decoder.layers[-1].conv
         last.parametrizations.weight.original0.zero_()
         last.bias.zero_()
-        trainer.model.quantizer.layers[1].codebook.cluster_size[0] = 1e6
+        codebook = trainer.model.quantizer.layers[1].codebook
+        codebook.start(codebook.embed + 1000 * (torch.arange(64)[:, None] > 0), codebook.cluster_size)
     trainer.config.dead_code_threshold = 0
     with caplog.at_level(logging.WARNING):
         trainer.train()
@@ -307,10 +309,43 @@ def test_options_that_cannot_be(config, tmp_path):
         ({"bandwidths": [6.0]}, "bandwidths are \\[6.0\\], allowed: \\[0.9, 1.8\\]"),
         ({"segment_seconds": 0.01}, "240 samples, allowed: at least 2048"),
         ({"validation": str(tmp_path / "none")}, "none"),
+        ({"waveform_weight": 0.0, "mel_weight": 0.0}, "mel_weight is 0.0, allowed: above 0"),
         ({"trackers": ["nonesuch"]}, "trackers are \\['nonesuch'\\], allowed: those installed"),
     ):
         with pytest.raises(ValueError, match=message):
             CodecTrainer(dataclasses.replace(config, **change)).train()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "corpora is []"),
+        (["nonesuch"], "nonesuch: no such recipe, allowed: a file, c16_debian"),
+        (["--data", "speech"], "data is 'speech', allowed: speech=…"),
+        (["--data", "speech=/nonesuch"], "/nonesuch: no such folder, manifest or dataset"),
+        (["--data", "speech=.", "--model", "/nonesuch"], "/nonesuch: no such model folder"),
+        (["--data", "speech=.", "--architecture", "c16"], "corpus 'speech_0': no usable audio in '.'"),
+        (["--data", "speech=.", "--resume"], "no checkpoint to resume from"),
+        (["--data", "speech=.", "--mel-loss", "best"], "mel_loss is 'best', allowed: one of paper, audiocraft"),
+    ],
+)
+def test_errors_of_the_command_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1
+    assert not Path("encodec_training").exists() or not list(Path("encodec_training").glob("*.*"))
+
+
+def test_command_trains_on_a_folder(place, tmp_path, capsys):
+    """The command line, from a folder given by --data to a model folder."""
+    output = tmp_path / "out"
+    arguments = ["--data", f"speech={place / 'audio'}", "--model", str(place / "24khz"), "--output", str(output)]
+    numbers = ["--epochs", "1", "--updates-per-epoch", "2", "--batch-size", "2", "--segment-seconds", "0.1"]
+    small = ["--discriminator-filters", "2", "--workers", "0", "--device", "cpu", "--bandwidths", "0.9"]
+    assert cli.main(["train", *arguments, *numbers, *small]) == 0
+    assert "finished after 2 of 2 updates" in capsys.readouterr().err
+    assert json.loads((output / "model" / "training_config.json").read_text())["bandwidths"] == [0.9]
 
 
 def test_resuming_another_run_is_refused(config):

@@ -50,6 +50,8 @@ def parse_corpus(text: str, number: int) -> CorpusConfig:
     allowed = get_args(get_type_hints(CorpusConfig)["domain"])
     if not equals or domain not in allowed or not place:
         raise ValueError(f"data is {text!r}, allowed: {'=…, '.join(allowed)}=… with a folder, manifest or dataset")
+    if Path(place).is_absolute() and not Path(place).exists():
+        raise FileNotFoundError(f"{place}: no such folder, manifest or dataset")
     kind = "dataset"
     if Path(place).suffix in (".jsonl", ".csv", ".txt"):
         kind = "manifest"

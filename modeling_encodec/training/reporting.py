@@ -27,9 +27,9 @@ class Reporter:
         self.interactive = sys.stderr.isatty()
         self.sums: dict[str, list[float]] = {}
         self.known: set[str] = set()
-        folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
         options = {
             name: value if isinstance(value, (int, float, str, bool)) else json.dumps(value)
             for name, value in dataclasses.asdict(self.config).items()
@@ -82,6 +82,7 @@ class Reporter:
                 continue
             self.known.add(name)
             logger.warning("skipped %s: %s", name, reason)
+            self.folder.mkdir(parents=True, exist_ok=True)
             rank = self.accelerator.process_index
             with open(self.folder / (SKIPPED if rank == 0 else f"{rank}_{SKIPPED}"), "a") as file:
                 file.write(json.dumps({"file": name, "reason": reason}) + "\n")

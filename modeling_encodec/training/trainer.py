@@ -61,6 +61,7 @@ class CodecTrainer:
         self.config, self.folder = config, Path(config.output)
         if not config.resume and (self.folder / CHECKPOINT).exists():
             raise FileExistsError(f"{self.folder} holds a run: --resume goes on with it, or choose another output")
+        state = load_checkpoint(self.folder, config) if config.resume else None
         self.accelerator = make_accelerator(config)
         self.share = _share_of_batch(config, self.accelerator.num_processes)
         self.reporter = Reporter(self.folder, config, self.accelerator)
@@ -75,8 +76,8 @@ class CodecTrainer:
         self.data = self._open_data(datasets)
         self.guard = Guard()
         self.update = 0
-        if config.resume:
-            self._load_state(load_checkpoint(self.folder, config))
+        if state is not None:
+            self._load_state(state)
         self.validation = self._clips(config.validation, config.validation_clips)
         self.listening = self._clips(config.listening, config.listening_clips)
 
@@ -262,6 +263,8 @@ def build_model(source: str | None, architecture: str) -> EncodecModel:
     """
     if source is None:
         return EncodecModel(ARCHITECTURES[architecture]())
+    if Path(source).is_absolute() and not Path(source).is_dir():  # the Hub's message would be of repository ids
+        raise FileNotFoundError(f"{source}: no such model folder")
     return EncodecModel.from_pretrained(source, dtype=torch.float32)
 
 
