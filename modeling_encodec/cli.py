@@ -157,10 +157,12 @@ def train(config: TrainingConfig) -> None:
 
     from modeling_encodec.training.trainer import CodecTrainer
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one is enough to listen to
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     trainer = CodecTrainer(config)
     end = trainer.train()
-    _say(f"{end} after {trainer.update} of {config.updates} updates; the model is in {trainer.folder / 'model'}")
+    if first:
+        _say(f"{end} after {trainer.update} of {config.updates} updates; the model is in {trainer.folder / 'model'}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -215,9 +215,9 @@ class EncodecResidualVectorQuantizer(nn.Module):
         """Counts and sums per code of the vectors (K, N, D) with their `codes` (K, N)."""
         stages, size = len(codes), self.config.codebook_size
         index = (codes + size * torch.arange(stages, device=codes.device)[:, None]).flatten()
-        counts = torch.bincount(index, minlength=stages * size).view(stages, size).float()
+        counts = residuals.new_zeros(stages * size).index_add_(0, index, residuals.new_ones(len(index)))
         sums = residuals.new_zeros(stages * size, residuals.shape[2]).index_add_(0, index, residuals.flatten(0, 1))
-        return CodebookStatistics(counts, sums.view(stages, size, -1), residuals)
+        return CodebookStatistics(counts.view(stages, size), sums.view(stages, size, -1), residuals)
 
     @torch.no_grad()
     def update_codebooks(
@@ -274,7 +274,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
 def codebook_usage(counts: torch.Tensor, threshold: float = 0.1) -> tuple[list[float], list[float]]:
     """Perplexity of each codebook, and the part of its codes used at least `threshold` times as much as the mean, for
     `counts` (K, size) of how often codes were used; both 0 for a codebook that was not."""
-    counts = counts.double().cpu()
+    counts = counts.cpu().double()
     share = counts / counts.sum(1, keepdim=True).clamp(min=1e-12)
     perplexity = torch.special.entr(share).sum(1).exp() * (counts.sum(1) > 0)
     return perplexity.tolist(), (share * share.shape[1] >= threshold).double().mean(1).tolist()
@@ -317,6 +317,7 @@ def _draw(residuals: torch.Tensor, size: int, generator: torch.Generator | None)
     offset = torch.rand(stages, count, generator=generator).to(residuals.device)
     _broadcast(offset)
     world, rank = (distributed.get_world_size(), distributed.get_rank()) if _is_distributed() else (1, 0)
+    offset = offset.clamp(max=0.999)  # so that the last place does not round up to nobody's
     place = (torch.arange(count, device=offset.device) + offset) / count * world - rank
     index = (place * frames).long().clamp(0, frames - 1)
     drawn = residuals.gather(1, index[..., None].expand(-1, -1, dim))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,7 +196,7 @@ def test_discriminators_join_when_told(config):
 
 def test_rates_rise_and_fall(config):
     options = dataclasses.replace(config, warmup_updates=2, decay_to=0.5, updates_per_epoch=100)
-    codec = CodecUpdate(build_model(options.model, options.architecture), options, make_accelerator(options))
+    codec = CodecUpdate(build_model(options), options, make_accelerator(options))
     rates = []
     for update in (0, 1, 50, 99):
         codec._set_rates(update)
@@ -231,6 +232,8 @@ def test_saved_model_is_a_normal_folder(config, place):
 def test_discriminators_go_on_with_their_codec(config, tmp_path):
     first = run(config)
     again = dataclasses.replace(config, model=str(first.folder / "model"), output=str(tmp_path / "again"))
+    with pytest.raises(ValueError, match="discriminator_filters is 5, allowed: 4, as in .*discriminators.safetensors"):
+        CodecTrainer(dataclasses.replace(again, discriminator_filters=5))
     second = CodecTrainer(again)
     for name, adversary in first.codec.adversaries.items():
         assert_equal(dict(adversary.network.state_dict()), dict(second.codec.adversaries[name].network.state_dict()))
@@ -267,9 +270,10 @@ def test_bad_files_are_listed_and_never_fatal(config, tmp_path):
 
 def test_pushes_the_finished_model(config, monkeypatch):
     pushed = []
+    monkeypatch.setattr(trainer_module, "make_repository", pushed.append)
     monkeypatch.setattr(trainer_module, "push", lambda folder, repository: pushed.append((folder, repository)))
     trainer = run(dataclasses.replace(config, push_to="someone/codec"))
-    assert pushed == [(trainer.folder / "model", "someone/codec")]
+    assert pushed == ["someone/codec", (trainer.folder / "model", "someone/codec")]
 
 
 # ---- what goes wrong ---------------------------------------------------------------------------------------------
@@ -307,12 +311,17 @@ def test_options_that_cannot_be(config, tmp_path):
         ({"corpora": []}, "corpora is \\[\\], allowed"),
         ({"batch_size": 5, "accumulation_steps": 2}, "batch_size is 5, allowed: a multiple of 2"),
         ({"bandwidths": [6.0]}, "bandwidths are \\[6.0\\], allowed: \\[0.9, 1.8\\]"),
-        ({"segment_seconds": 0.01}, "240 samples, allowed: at least 2048"),
+        ({"segment_seconds": 0.01}, "segment_seconds is 0.01, allowed: at least 0.085"),
         ({"validation": str(tmp_path / "none")}, "none"),
+        ({"freeze": "encoder", "restart_codebooks_from": 1}, "restart_codebooks_from is 1, allowed: none when"),
+        ({"freeze": "decoder", "model": None}, "freeze is 'decoder', allowed: none for a new model"),
+        ({"restart_codebooks_from": 4}, "restart_codebooks_from is 4, allowed: less than the model's 4 codebooks"),
+        ({"max_gradient_norm": -1.0}, "max_gradient_norm is -1.0, allowed: none or a finite number above 0"),
+        ({"max_minutes": float("nan")}, "max_minutes is nan, allowed: none or a finite number above 0"),
         ({"waveform_weight": 0.0, "mel_weight": 0.0}, "mel_weight is 0.0, allowed: above 0"),
         ({"trackers": ["nonesuch"]}, "trackers are \\['nonesuch'\\], allowed: those installed"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
             CodecTrainer(dataclasses.replace(config, **change)).train()
 
 
@@ -341,6 +350,7 @@ def test_command_trains_on_a_folder(place, tmp_path, capsys):
     """The command line, from a folder given by --data to a model folder."""
     output = tmp_path / "out"
     arguments = ["--data", f"speech={place / 'audio'}", "--model", str(place / "24khz"), "--output", str(output)]
+    arguments += ["--listening", "none", "--trackers", "none"]
     numbers = ["--epochs", "1", "--updates-per-epoch", "2", "--batch-size", "2", "--segment-seconds", "0.1"]
     small = ["--discriminator-filters", "2", "--workers", "0", "--device", "cpu", "--bandwidths", "0.9"]
     assert cli.main(["train", *arguments, *numbers, *small]) == 0
@@ -348,15 +358,44 @@ def test_command_trains_on_a_folder(place, tmp_path, capsys):
     assert json.loads((output / "model" / "training_config.json").read_text())["bandwidths"] == [0.9]
 
 
-def test_resuming_another_run_is_refused(config):
+def test_resuming_another_run_is_refused(config, tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
         CodecTrainer(dataclasses.replace(config, resume=True))
     run(dataclasses.replace(config, updates_per_epoch=1))
     with pytest.raises(ValueError, match="learning_rate is 0.1, allowed: 0.0003, as in the run to be resumed"):
         CodecTrainer(dataclasses.replace(config, updates_per_epoch=1, resume=True, learning_rate=0.1))
+    shutil.copytree(Path(config.corpora[0].source), tmp_path / "more")
+    shutil.copy(tmp_path / "more" / "0.wav", tmp_path / "more" / "00.wav")
+    more = [{"name": "sweeps", "source": str(tmp_path / "more")}]
+    with pytest.raises(ValueError, match="corpora is .*, allowed: .* as in the run"):
+        CodecTrainer(dataclasses.replace(config, updates_per_epoch=1, resume=True, corpora=more))
     (Path(config.output) / "checkpoint.pt").write_bytes(b"half a file")
     with pytest.raises(ValueError, match="not readable as a checkpoint"):
         CodecTrainer(dataclasses.replace(config, updates_per_epoch=1, resume=True))
+
+
+def test_resuming_on_other_files_is_refused(config, tmp_path):
+    """The same folder with another file would give other examples without a word."""
+    folder = shutil.copytree(Path(config.corpora[0].source), tmp_path / "audio")
+    options = dataclasses.replace(config, corpora=[{"name": "a", "source": str(folder)}])
+    run(options)
+    (folder / "0.wav").unlink()
+    with pytest.raises(ValueError, match="corpus 'a' holds other files now"):
+        CodecTrainer(dataclasses.replace(options, resume=True))
+
+
+def test_resuming_needs_the_checkpoint_alone_and_lists_files_once(config, tmp_path):
+    folder = shutil.copytree(Path(config.corpora[0].source), tmp_path / "audio")
+    (folder / "empty.wav").write_bytes(b"")
+    options = dataclasses.replace(
+        config, corpora=[{"name": "a", "source": str(folder)}], model=None, architecture="c16"
+    )
+    trainer = CodecTrainer(dataclasses.replace(options, max_minutes=1e-6))
+    assert trainer.train() == "stopped" and trainer.update == 1
+    shutil.rmtree(trainer.folder / "model")
+    again = CodecTrainer(dataclasses.replace(options, resume=True, max_minutes=1e-6))
+    assert_equal(trainer.codec.state_dict(), again.codec.state_dict())
+    assert len((trainer.folder / "skipped_files.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_run_is_not_written_over(config):

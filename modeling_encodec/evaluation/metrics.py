@@ -1,5 +1,7 @@
 """How close a decoded signal is to the original."""
 
+import functools
+
 import torch
 
 from modeling_encodec.evaluation.mel import MelSpectrogram
@@ -26,7 +28,12 @@ def mel_distance(reference: torch.Tensor, estimate: torch.Tensor, sampling_rate:
         raise ValueError(f"shapes are {tuple(reference.shape)} and {tuple(estimate.shape)}, allowed: equal ones")
     distances = []
     for exponent in range(5, 12):
-        mel = MelSpectrogram(sampling_rate, 2**exponent).to(reference.device)
+        mel = _mel_spectrogram(sampling_rate, 2**exponent, reference.device)
         ours, theirs = (mel(x).clamp(min=1e-5).log10() for x in (reference, estimate))
         distances.append((ours - theirs).abs().mean((-2, -1)))
     return torch.stack(distances).mean(0)
+
+
+@functools.lru_cache(maxsize=32)
+def _mel_spectrogram(sampling_rate: int, window: int, device: torch.device) -> MelSpectrogram:
+    return MelSpectrogram(sampling_rate, window).to(device)

@@ -44,11 +44,12 @@ def load_checkpoint(folder: Path, config: TrainingConfig) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch raises for a damaged file
         raise ValueError(f"{path}: not readable as a checkpoint ({' '.join(str(error).split())[:100]})") from None
-    before, now = state.pop("config"), dataclasses.asdict(config)
-    changed = sorted(name for name in now if name not in FREE_OPTIONS and now[name] != before.get(name))
+    now = dataclasses.asdict(config)
+    before = dataclasses.asdict(TrainingConfig()) | state.pop("config")  # options are newer than some runs
+    changed = sorted(name for name in now if name not in FREE_OPTIONS and now[name] != before[name])
     if changed:
         name = changed[0]
-        raise ValueError(f"{name} is {now[name]!r}, allowed: {before.get(name)!r}, as in the run to be resumed")
+        raise ValueError(f"{name} is {now[name]!r}, allowed: {before[name]!r}, as in the run to be resumed")
     return state
 
 

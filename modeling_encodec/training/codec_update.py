@@ -20,6 +20,7 @@ from modeling_encodec.quantization_encodec import CodebookStatistics
 from modeling_encodec.training.adversary import Adversary
 from modeling_encodec.training.balancer import Balancer
 from modeling_encodec.training.configuration import TrainingConfig
+from modeling_encodec.training.discriminator import windows_for
 from modeling_encodec.training.losses import MelLoss
 
 
@@ -76,6 +77,12 @@ class CodecUpdate:
         self.adversaries = {}
         if config.adversarial_weight or config.feature_weight:
             self.adversaries = {str(name): Adversary(config, rate, accelerator.device) for name in names}
+            shortest = max(windows_for(rate)) / rate
+            if config.segment_seconds < shortest:
+                raise ValueError(
+                    f"segment_seconds is {config.segment_seconds}, allowed: at least {shortest:.3f}, "
+                    "the discriminators' longest window"
+                )
 
     # ---- one update ----------------------------------------------------------------------------------------------
 
@@ -83,7 +90,7 @@ class CodecUpdate:
         """Update number `update` (from 0) with this process's share of its batch, (B, channels, T).
 
         Raises:
-            NonFiniteLoss: on every process, before anything has changed.
+            NonFiniteLoss: on every process, before weights and codebooks change.
         """
         choices = choices_of(self.config, self.bandwidths, update)
         adversary = self._adversary(choices.bandwidth, update)
@@ -156,10 +163,12 @@ class CodecUpdate:
 
     def _latents(self, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Latents (B, D, F) of audio and the loudness (B, 1, 1) it was divided by, if the model normalises."""
+        # Without gradients weights are folded and kept, which a compiler would trace again and again.
+        encoder = self.encoder if torch.is_grad_enabled() else self.model.encoder
         if not self.model.config.normalize:
-            return self.encoder(audio), None
+            return encoder(audio), None
         scale = 1e-8 + audio.mean(1, keepdim=True).square().mean(2, keepdim=True).sqrt()
-        return self.encoder(audio / scale), scale
+        return encoder(audio / scale), scale
 
     def start_codebooks(self, batches: list[torch.Tensor], first: int = 0) -> None:
         """Start codebooks from `first` on by k-means over the latents of `batches` of every process."""

@@ -20,10 +20,16 @@ Data = Annotated[
 
 
 def with_training_options(run: Callable[[TrainingConfig], None]) -> Callable:
-    """A command that takes a recipe and, as options that replace what it says, every field of `TrainingConfig`."""
+    """A command that takes a recipe and, as options that replace what it says, every field of `TrainingConfig`.
+
+    The word none takes back what a recipe says, where there can be none.
+    """
 
     def command(recipe: str | None = None, data: list[str] | None = None, **options):
         given = {name: value for name, value in options.items() if value not in (None, [])}
+        for name, value in given.items():  # what a recipe says can be taken back
+            if value in ("none", ["none"]) and name != "freeze":
+                given[name] = None if value == "none" else []
         if data:
             given["corpora"] = [dataclasses.asdict(parse_corpus(text, number)) for number, text in enumerate(data)]
         run(load_config(recipe, **given) if recipe else TrainingConfig(**given))

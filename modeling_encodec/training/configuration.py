@@ -58,8 +58,8 @@ class TrainingConfig:
     corpora: list[CorpusConfig] = option([], "In recipe files: the corpora.")
     validation: str | None = option(None, "Folder or manifest of held-out files, for SI-SNR and mel distance.")
     validation_clips: int = option(20, "Clips of it that are used, at most.")
-    validation_seconds: float = option(8.0, "What is used of each clip, at most.")
-    listening: str | None = option(None, "Folder or manifest whose first clips are decoded and logged.")
+    validation_seconds: float = option(8.0, "What is used of each clip, of the listening clips too, at most.")
+    listening: str | None = option(None, "Folder or manifest of which some clips are decoded and logged.")
     listening_clips: int = option(4, "Clips of it that are decoded.")
     segment_seconds: float = option(1.0, "Length of a training example.")
     chance_of_music: float = option(0.32, "Chance of one music clip (paper 4.1, strategy 1).")
@@ -82,7 +82,7 @@ class TrainingConfig:
     batch_size: int = option(64, "Examples of an update, over all processes and accumulation steps.")
     accumulation_steps: int = option(1, "Parts in which a process computes its share of a batch.")
     seed: int = option(0, "Every random choice follows from it and the update's number.")
-    max_minutes: float | None = option(None, "Stop cleanly and save after so long.")
+    max_minutes: float | None = option(None, "Stop cleanly and save so long after the first update began.")
 
     # Optimisation
     learning_rate: float = option(3e-4, "Adam's rate for the codec (paper 4.4).")
@@ -95,7 +95,9 @@ class TrainingConfig:
         None, "Codec gradients are scaled down to it; audiocraft and paper: none."
     )
     weight_average: float = option(0.0, "Decay of averaged weights (audiocraft: 0.99); these are saved. 0: none.")
-    mixed_precision: Literal["no", "bf16"] = option("no", "Number format of the networks; codebooks stay float32.")
+    mixed_precision: Literal["auto", "no", "bf16"] = option(
+        "auto", "Number format of the networks, auto: what Accelerate is configured for; codebooks stay float32."
+    )
     compile: bool = option(False, "torch.compile encoder, decoder and discriminators.")
 
     # Losses (paper 3.4)
@@ -123,7 +125,9 @@ class TrainingConfig:
     discriminator_chance: float = option(2 / 3, "Chance that an update trains them (paper: 0.5 at 48 kHz).")
     discriminators: Literal["per_bandwidth", "single"] = option("per_bandwidth", "audiocraft has a single one.")
     adversarial_start: int = option(0, "Update from which they count; before it the codec learns without.")
-    discriminator_warmup: int = option(0, "Updates before adversarial_start in which only they learn from them.")
+    discriminator_warmup: int = option(
+        0, "Updates before adversarial_start in which they learn already, but the codec not yet from them."
+    )
 
     # What is kept and shown
     output: str = option("encodec_training", "Folder of checkpoints, logs and the finished model.")
@@ -179,6 +183,16 @@ class TrainingConfig:
             "above 0 if waveform_weight is 0",
         )
         _require(self.gain_min <= self.gain_max, "gain_min", self.gain_min, f"at most gain_max ({self.gain_max})")
+        for name in ("gain_min", "gain_max"):
+            _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")
+        for name in ("max_minutes", "max_gradient_norm"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < math.inf, name, value, "none or a finite number above 0")
+        first = self.restart_codebooks_from
+        _require(first is None or first >= 0, "restart_codebooks_from", first, "none or at least 0")
+        if self.freeze != "none":
+            _require(self.model, "freeze", self.freeze, "none for a new model")
+            _require(first is None, "restart_codebooks_from", first, f"none when the {self.freeze} is frozen")
         names = [corpus.name for corpus in self.corpora]
         _require(len(set(names)) == len(names), "corpora", names, "a name of its own for each")
         _require(

@@ -9,6 +9,7 @@ would resample with other filters and needs torchcodec.
 """
 
 import csv
+import hashlib
 import json
 import logging
 import math
@@ -65,6 +66,12 @@ class Corpus:
         self.clips, self.skipped = clips, skipped
         self._ends = np.cumsum([clip.seconds for clip in clips])
         self.weight = self._ends[-1] / 3600 if config.weight is None else config.weight
+
+    @property
+    def digest(self) -> str:
+        """Changes with the lengths or the order of the clips, which decide what clip an example gets."""
+        lengths = [(clip.samples, clip.sampling_rate) for clip in self.clips]
+        return hashlib.sha256(repr(lengths).encode()).hexdigest()
 
     def draw(self, rng: np.random.Generator, index: int) -> Clip:
         """A clip for the example of number `index`."""
@@ -226,6 +233,8 @@ def open_corpus(
 
 def list_files(source: str | os.PathLike) -> list[Path]:
     """The audio files of a folder or manifest, sorted."""
+    if not Path(source).exists():
+        raise FileNotFoundError(f"{source}: no such folder or manifest")
     config = CorpusConfig(Path(source).name, str(source))
     return sorted(_folder_paths(config) if Path(source).is_dir() else _manifest_paths(config))
 

@@ -24,7 +24,7 @@ def find_warnings(
     Args:
         means: losses and measures by name, as the update returns them.
         use: part of the codes in use, for each codebook that the run trains; 0 where it had no turn yet.
-        shares: part of the gradient that each loss has now.
+        shares: part of the gradient that each loss has now; none if nothing balances them.
         weights: of the losses in the balancer.
     """
     collapsed = {stage: part for stage, part in enumerate(use) if 0 < part < LEAST_USE}
@@ -36,10 +36,13 @@ def find_warnings(
     if means["level"] < LEAST_LEVEL:
         yield "silent_output", f"decoded audio has {means['level']:.2%} of the original's level"
     total = sum(weights[name] for name in shares)
+    off = []
     for name, share in shares.items():
         wanted = weights[name] / total
         if not wanted / SHARE_FACTOR <= share <= wanted * SHARE_FACTOR:
-            yield "shares_off", f"{name} has {share:.1%} of the gradient, its weight is {wanted:.1%}"
+            off.append(f"{name} has {share:.1%} of the gradient, its weight is {wanted:.1%}")
+    if off:
+        yield "shares_off", "; ".join(off)
 
 
 class Guard:

@@ -26,15 +26,22 @@ class Reporter:
         self.folder, self.config, self.accelerator = folder, config, accelerator
         self.interactive = sys.stderr.isatty()
         self.sums: dict[str, list[float]] = {}
+        rank = accelerator.process_index
+        self.skip_list = folder / (SKIPPED if rank == 0 else f"{rank}_{SKIPPED}")
         self.known: set[str] = set()
+        self.update = 0
 
     def __enter__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.update == 0 and self.accelerator.is_main_process:
+            (self.folder / LOG).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
         options = {
             name: value if isinstance(value, (int, float, str, bool)) else json.dumps(value)
             for name, value in dataclasses.asdict(self.config).items()
         }
-        self.accelerator.init_trackers("encodec", options)
+        # TensorBoard then drops what it has of updates that are done again.
+        purge = {"tensorboard": {"purge_step": self.update + 1}}
+        self.accelerator.init_trackers("encodec", options, init_kwargs=purge)
         return self
 
     def __exit__(self, *error):
@@ -77,14 +84,15 @@ class Reporter:
 
     def skipped(self, files: list[tuple[str, str]]) -> None:
         """List files that could not be used, each once."""
+        if files and not self.known and self.skip_list.exists():
+            self.known = {json.loads(line)["file"] for line in self.skip_list.read_text().splitlines()}
         for name, reason in files:
             if name in self.known:
                 continue
             self.known.add(name)
             logger.warning("skipped %s: %s", name, reason)
             self.folder.mkdir(parents=True, exist_ok=True)
-            rank = self.accelerator.process_index
-            with open(self.folder / (SKIPPED if rank == 0 else f"{rank}_{SKIPPED}"), "a") as file:
+            with open(self.skip_list, "a") as file:
                 file.write(json.dumps({"file": name, "reason": reason}) + "\n")
 
     def state_dict(self) -> dict:
@@ -93,7 +101,7 @@ class Reporter:
 
     def load_state_dict(self, state: dict, update: int) -> None:
         """Take up the interval, and drop what the log says of updates that are to be done again."""
-        self.sums = {name: list(entry) for name, entry in state.items()}
+        self.sums, self.update = {name: list(entry) for name, entry in state.items()}, update
         path = self.folder / LOG
         if not self.accelerator.is_main_process or not path.exists():
             return

@@ -10,12 +10,14 @@ way, goes on from its last checkpoint with `resume=True` as if it had never been
 import logging
 import signal
 import time
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs
 from safetensors.torch import save_file
 from tqdm import tqdm
 
@@ -31,7 +33,7 @@ from modeling_encodec.training.checkpoint import (
 )
 from modeling_encodec.training.codec_update import CodecUpdate, NonFiniteLoss
 from modeling_encodec.training.configuration import TrainingConfig
-from modeling_encodec.training.corpora import open_corpora
+from modeling_encodec.training.corpora import Corpus, open_corpora
 from modeling_encodec.training.guards import Guard, find_warnings
 from modeling_encodec.training.mixing import TrainingAudio, batch_loader
 from modeling_encodec.training.reporting import Reporter
@@ -66,14 +68,18 @@ class CodecTrainer:
         self.share = _share_of_batch(config, self.accelerator.num_processes)
         self.reporter = Reporter(self.folder, config, self.accelerator)
         torch.manual_seed(config.seed)  # initial weights
-        # A run that goes on needs nothing but its own folder.
-        source = str(self.folder / "model") if config.resume else config.model
-        self.model = build_model(source, config.architecture).to(self.accelerator.device).train()
+        # A run that goes on needs nothing but its checkpoint.
+        model = build_model(config) if state is None else EncodecModel(EncodecConfig.from_dict(state["architecture"]))
+        self.model = model.to(self.accelerator.device).train()
+        first, count = config.restart_codebooks_from, model.config.num_quantizers
+        if first is not None and first >= count:
+            raise ValueError(f"restart_codebooks_from is {first}, allowed: less than the model's {count} codebooks")
         self.codec = CodecUpdate(self.model, config, self.accelerator)
-        if config.model and not config.resume:
+        if config.model and state is None:
             self._take_discriminators(Path(config.model) / "discriminators.safetensors")
+        self._equal_on_all_processes()
         self.average = _copy(self.model) if config.weight_average else None
-        self.data = self._open_data(datasets)
+        self.data, self.digests = self._open_data(datasets)
         self.guard = Guard()
         self.update = 0
         if state is not None:
@@ -88,13 +94,17 @@ class CodecTrainer:
             NonFiniteLoss: with every process's batch saved in the output folder.
         """
         self.started = time.monotonic()
+        push_to = self.config.push_to if self.accelerator.is_main_process else None
+        if push_to:
+            make_repository(push_to)  # a name or token that does not do is better known now
         with _StopSignals() as signals, self.reporter:
             if self.update == 0:
                 self._start_codebooks()
+                self._save()
             done = self._loop(signals)
             self._save()
-        if done and self.config.push_to and self.accelerator.is_main_process:
-            push(self.folder / "model", self.config.push_to)
+        if done and push_to:
+            push(self.folder / "model", push_to)
         return "finished" if done else "stopped"
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -120,13 +130,13 @@ class CodecTrainer:
                 self._show()
                 if self._should_stop(signals):
                     return self.update == config.updates
-                if self.update % config.save_every == 0:
+                if self.update % config.save_every == 0 and self.update < config.updates:
                     self._save()
         return True
 
     def _one_update(self, batch: dict) -> dict[str, float]:
         self.reporter.skipped(batch["skipped"])
-        audio = batch["audio"].to(self.accelerator.device, non_blocking=True)
+        audio = batch["audio"].to(self.accelerator.device)
         try:
             losses = self.codec.run(audio, self.update)
         except NonFiniteLoss as error:
@@ -134,8 +144,8 @@ class CodecTrainer:
             save_file({"audio": audio.cpu().contiguous()}, path)
             raise NonFiniteLoss(f"update {self.update}: losses are {error}; the batch is in {path}") from None
         if self.average is not None:
-            for name, tensor in self.model.state_dict().items():
-                self.average[name].lerp_(tensor, 1 - self.config.weight_average)
+            averages, now = list(self.average.values()), list(self.model.state_dict().values())
+            torch._foreach_lerp_(averages, now, 1 - self.config.weight_average)
         return losses
 
     def _log(self, losses: dict[str, float]) -> None:
@@ -145,16 +155,17 @@ class CodecTrainer:
             return
         means = self.reporter.means()
         perplexity, use = codebook_usage(self.codec.code_counts)
-        shares = self.codec.balancer.shares()
+        shares = self.codec.balancer.shares() if self.config.balancer else {}
         trained = max(map(self.model.config.num_quantizers_for_bandwidth, self.codec.bandwidths))
         warnings = list(find_warnings(means, use[:trained], shares, self.codec.balancer.weights))
-        self.guard.report(warnings, self.update)
+        if self.accelerator.is_main_process:
+            self.guard.report(warnings, self.update)
         values = {f"train/{name}": value for name, value in means.items()}
         values |= {f"share/{name}": share for name, share in shares.items()}
         values |= {f"perplexity/{stage}": value for stage, value in enumerate(perplexity)}
         values |= {f"use/{stage}": value for stage, value in enumerate(use)}
         self.reporter.write(self.update, values, warnings=dict(warnings))
-        if not self.reporter.interactive:  # no progress bar to look at
+        if self.accelerator.is_main_process and not self.reporter.interactive:  # no progress bar to look at
             losses = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
             logger.info("update %d of %d: %s", self.update, self.config.updates, losses)
 
@@ -162,7 +173,7 @@ class CodecTrainer:
         """Validation and listening clips, when they are due and at the end."""
         config, end = self.config, self.update == self.config.updates
         if self.validation and (end or self.update % config.validate_every == 0):
-            with self._weights_to_keep():
+            with self._evaluating():
                 results = validate(self.model, self.validation, self.accelerator)
             flat = {f"{name}/{bandwidth:g}": v for bandwidth, row in results.items() for name, v in row.items()}
             self.reporter.write(self.update, flat)
@@ -170,7 +181,7 @@ class CodecTrainer:
             return
         if self.listening and (end or self.update % config.listen_every == 0):
             folder = self.folder / "listening" / f"update_{self.update:07d}"
-            with self._weights_to_keep():
+            with self._evaluating():
                 rows = decode_clips(self.model, self.listening, folder)
             self.reporter.show_clips(self.update, rows, self.model.config.sampling_rate, folder / "spectrograms.png")
 
@@ -178,10 +189,13 @@ class CodecTrainer:
         """Whether a signal or the clock has stopped any of the processes: all stop at the same update."""
         limit = self.config.max_minutes
         late = limit is not None and time.monotonic() - self.started > 60 * limit
-        stop = torch.tensor(float(signals.received or late), device=self.accelerator.device)
+        stop = bool(signals.received or late)
         if self.accelerator.num_processes > 1:
-            stop = self.accelerator.reduce(stop, "sum")
-        return bool(stop > 0)
+            flag = torch.tensor(float(stop), device=self.accelerator.device)
+            stop = bool(self.accelerator.reduce(flag, "sum") > 0)
+        if stop:
+            logger.info("stopping after update %d (%s)", self.update, signals.received or "time, or another process")
+        return stop
 
     # ---- pieces --------------------------------------------------------------------------------------------------
 
@@ -197,37 +211,53 @@ class CodecTrainer:
 
     def _start_codebooks(self) -> None:
         """k-means for a new model, and for codebooks that are to be started anew."""
-        first = self.config.restart_codebooks_from
-        if first is None and self.config.model:
+        first = self.config.restart_codebooks_from if self.config.model else 0
+        if first is None:
             return
         batches = [batch["audio"] for batch in islice(self._batches(0, workers=0), self.config.kmeans_batches)]
-        self.codec.start_codebooks([audio.to(self.accelerator.device) for audio in batches], first or 0)
+        self.codec.start_codebooks([audio.to(self.accelerator.device) for audio in batches], first)
         self.average = _copy(self.model) if self.config.weight_average else None
 
-    def _open_data(self, datasets: dict | None) -> TrainingAudio:
+    def _open_data(self, datasets: dict | None) -> tuple[TrainingAudio, dict[str, str]]:
+        """The examples, and a digest of each corpus that can be known beforehand."""
         config, settings = self.config, self.model.config
         if not config.corpora:
             raise ValueError("corpora is [], allowed: one or more, in the recipe or with --data")
         with self.accelerator.main_process_first():  # it reads the files, the others find its index
             corpora = open_corpora(config, settings.audio_channels, datasets=datasets)
             data = TrainingAudio(config, corpora, settings.sampling_rate, settings.audio_channels)
-        for corpus in corpora:
-            self.reporter.skipped(getattr(corpus, "skipped", []))  # a stream's are found as it is read
-        return data
+        stored = [corpus for corpus in corpora if isinstance(corpus, Corpus)]  # a stream's faults are found on the way
+        if self.accelerator.is_main_process:
+            for source in [*stored, *([data.impulses] if data.impulses else [])]:
+                self.reporter.skipped(source.skipped)
+        return data, {corpus.name: corpus.digest for corpus in stored}
 
     def _clips(self, source: str | None, count: int) -> dict[str, torch.Tensor]:
         return read_clips(source, self.model, count, self.config.validation_seconds) if source else {}
 
     def _take_discriminators(self, path: Path) -> None:
-        """Go on with the discriminators that lie beside the checkpoint, where they fit."""
-        if not path.is_file():
-            return
-        for name, state in load_discriminators(path).items():
-            if name in self.codec.adversaries:
-                self.codec.adversaries[name].network.load_state_dict(state)
+        """Go on with the discriminators that lie beside the checkpoint."""
+        states = load_discriminators(path) if path.is_file() else {}
+        for name, adversary in self.codec.adversaries.items():
+            if name not in states:
+                logger.info("the discriminator for %s is new: none lies beside the model", name)
+                continue
+            filters = len(states[name]["discriminators.0.convs.0.bias"])
+            if filters != self.config.discriminator_filters:
+                raise ValueError(
+                    f"discriminator_filters is {self.config.discriminator_filters}, allowed: {filters}, as in {path}"
+                )
+            adversary.network.load_state_dict(states[name])
 
-    def _weights_to_keep(self) -> "_Weights":
-        return _Weights(self.model, self.average)
+    def _equal_on_all_processes(self) -> None:
+        """Everybody starts with the first process's weights: machines of different kinds may draw them differently."""
+        if self.accelerator.num_processes > 1:
+            for module in [self.model, *(adversary.network for adversary in self.codec.adversaries.values())]:
+                for tensor in module.state_dict().values():
+                    torch.distributed.broadcast(tensor, 0)
+
+    def _evaluating(self) -> "_Evaluating":
+        return _Evaluating(self.model, self.average)
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -236,6 +266,8 @@ class CodecTrainer:
         if self.accelerator.is_main_process:
             state = {
                 "update": self.update,
+                "architecture": self.model.config.to_dict(),
+                "corpora": self.digests,
                 "codec": self.codec.state_dict(),
                 "average": self.average,
                 "interval": self.reporter.state_dict(),
@@ -247,6 +279,9 @@ class CodecTrainer:
         self.accelerator.wait_for_everyone()
 
     def _load_state(self, state: dict) -> None:
+        for name, digest in self.digests.items():
+            if state["corpora"].get(name) != digest:
+                raise ValueError(f"corpus {name!r} holds other files now, allowed: those of the run to be resumed")
         self.update = state["update"]
         self.codec.load_state_dict(state["codec"])
         self.reporter.load_state_dict(state["interval"], self.update)
@@ -255,14 +290,15 @@ class CodecTrainer:
                 tensor.copy_(state["average"][name])
 
 
-def build_model(source: str | None, architecture: str) -> EncodecModel:
-    """The codec that a run starts with, in float32: that of `source`, a folder or Hub id, or a new one.
+def build_model(config: TrainingConfig) -> EncodecModel:
+    """The codec that a run starts with, in float32.
 
     Raises:
         OSError: if there is no such checkpoint.
     """
+    source = config.model
     if source is None:
-        return EncodecModel(ARCHITECTURES[architecture]())
+        return EncodecModel(ARCHITECTURES[config.architecture]())
     if Path(source).is_absolute() and not Path(source).is_dir():  # the Hub's message would be of repository ids
         raise FileNotFoundError(f"{source}: no such model folder")
     return EncodecModel.from_pretrained(source, dtype=torch.float32)
@@ -272,28 +308,39 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """Devices, processes, number format and trackers of a run.
 
     Raises:
-        ValueError: for a tracker that Accelerate does not know or whose package is missing.
+        ValueError: for a tracker that Accelerate does not know or whose package is missing, or Accelerate's own
+            configuration asking for a number format that is not supported.
     """
     there = [str(tracker) for tracker in get_available_trackers()]
     for tracker in config.trackers:
         if tracker not in there:
             installed = ", ".join(there) or "none"
             raise ValueError(f"trackers are {config.trackers}, allowed: those installed ({installed})")
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=config.device == "cpu",
-        mixed_precision=config.mixed_precision,
+        mixed_precision=None if config.mixed_precision == "auto" else config.mixed_precision,
         log_with=config.trackers or None,
         project_dir=config.output,
+        # The others wait while the first process reads every file for its index, or decodes the listening clips.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
     )
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise ValueError(f"Accelerate's mixed precision is {accelerator.mixed_precision}, allowed: no, bf16")
+    return accelerator
+
+
+def make_repository(repository: str) -> None:
+    """Make a Hub repository, if it is not there."""
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo(repository, exist_ok=True)
 
 
 def push(folder: Path, repository: str) -> None:
-    """Upload a model folder to a Hub repository, which is made if it is not there."""
+    """Upload a model folder to a Hub repository."""
     from huggingface_hub import HfApi
 
-    api = HfApi()
-    api.create_repo(repository, exist_ok=True)
-    api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Trained with modeling-encodec")
+    HfApi().upload_folder(repo_id=repository, folder_path=folder, commit_message="Trained with modeling-encodec")
 
 
 def _share_of_batch(config: TrainingConfig, processes: int) -> int:
@@ -311,8 +358,8 @@ def _copy(model: EncodecModel) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-class _Weights:
-    """The model in `eval` mode, with averaged weights if there are any, while the block lasts."""
+class _Evaluating:
+    """The model in `eval` mode with the weights that are saved, averaged if there are averages, for a block."""
 
     def __init__(self, model: EncodecModel, average: dict | None):
         self.model, self.average = model, average
@@ -333,7 +380,7 @@ class _StopSignals:
     """Notes SIGTERM and SIGINT while the block lasts, so that the update in hand is completed and saved."""
 
     def __init__(self):
-        self.received = False
+        self.received = ""
 
     def __enter__(self):
         self.before = {}
@@ -347,8 +394,7 @@ class _StopSignals:
     def _note(self, number, frame):
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt  # asked twice
-        self.received = True
-        logger.warning("%s: stopping after this update", signal.Signals(number).name)
+        self.received = signal.Signals(number).name
 
     def __exit__(self, *error):
         for number, handler in self.before.items():

@@ -52,9 +52,8 @@ def validate(
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     rows = []
     for audio in list(clips.values())[rank::world]:
-        audio = audio.to(model.device)
         for bandwidth in model.config.target_bandwidths:
-            decoded = model(audio, bandwidth=bandwidth).audio_values.float()
+            decoded = model(audio.to(model.device), bandwidth=bandwidth).audio_values.float().cpu()
             distance = mel_distance(audio, decoded, model.config.sampling_rate).mean().item()
             rows.append((bandwidth, si_snr(audio, decoded).mean().item(), distance))
     if world > 1:
