@@ -227,6 +227,7 @@ HEALTHY = {
 FAULTS = {
     "codebook_collapse": {"use": [0.9, 0.09]},
     "discriminator_wins": {"means": {"discriminator_accuracy": 0.98, "level": 0.9}},
+    "discriminator_blind": {"means": {"discriminator_accuracy": 0.505, "level": 0.9}},
     "silent_output": {"means": {"level": 0.009}},
     "shares_off": {"shares": {"mel": 0.9, "adversarial": 0.05, "feature": 0.05}},
 }

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from modeling_encodec.conversion.key_mapping import discriminator_from_original, discriminator_to_original
 from modeling_encodec.evaluation.mel import MelSpectrogram
 from modeling_encodec.evaluation.metrics import mel_distance
+from modeling_encodec.training.adversary import Adversary
+from modeling_encodec.training.configuration import TrainingConfig
 from modeling_encodec.training.discriminator import MultiScaleSTFTDiscriminator, windows_for
 from modeling_encodec.training.losses import MelLoss, discriminator_loss, feature_loss, generator_loss
 
@@ -105,6 +107,21 @@ def test_discriminator_weights_that_do_not_fit_are_refused():
             convert({})
     with pytest.raises(ValueError, match=r"window \(2048,\), allowed: \(1024,\)"):
         discriminator_from_original(original, (1024, 2048, *windows[2:]))
+
+
+def test_discriminator_learns():
+    """Tones from noise, within 60 steps."""
+    config = TrainingConfig(discriminator_filters=4, discriminator_learning_rate=2e-3)
+    torch.manual_seed(0)
+    adversary, time = Adversary(config, 24000, torch.device("cpu")), torch.arange(2400) / 24000
+    for step in range(60):
+        pitch = 100 + 1500 * torch.rand(2, 1, 1, generator=torch.Generator().manual_seed(step))
+        verdict = adversary.losses(
+            noise(2, 1, 2400, seed=step).requires_grad_(), 0.3 * torch.sin(2 * torch.pi * pitch * time), learn=True
+        )
+        adversary.optimizer.step()
+        adversary.optimizer.zero_grad()
+    assert verdict.accuracy > 0.75 and verdict.own_loss < 1.2
 
 
 # ---- adversarial losses and feature matching ---------------------------------------------------------------------

@@ -10,6 +10,8 @@ logger = logging.getLogger(__name__)
 LEAST_USE = 0.1
 # A discriminator that is right about this part of signals no longer teaches.
 MOST_ACCURACY = 0.97
+# Nor does one that is right about less than this: its gradient is as random as it is.
+LEAST_ACCURACY = 0.51
 # Decoded audio below this part of the original's level is silence.
 LEAST_LEVEL = 0.01
 # How far a loss's share of the gradient may be from its weight's.
@@ -31,8 +33,11 @@ def find_warnings(
     if collapsed:
         worst = min(collapsed.values())
         yield "codebook_collapse", f"codebooks {list(collapsed)} use few of their codes, the worst {worst:.1%}"
-    if means.get("discriminator_accuracy", 0) > MOST_ACCURACY:
-        yield "discriminator_wins", f"it is right about {means['discriminator_accuracy']:.1%} of signals"
+    accuracy = means.get("discriminator_accuracy")
+    if accuracy is not None and accuracy > MOST_ACCURACY:
+        yield "discriminator_wins", f"it is right about {accuracy:.1%} of signals"
+    if accuracy is not None and accuracy < LEAST_ACCURACY:
+        yield "discriminator_blind", f"it is right about {accuracy:.1%} of signals"
     if means["level"] < LEAST_LEVEL:
         yield "silent_output", f"decoded audio has {means['level']:.2%} of the original's level"
     total = sum(weights[name] for name in shares)
