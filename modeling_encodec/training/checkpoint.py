@@ -60,7 +60,7 @@ def save_model(folder: Path, model: EncodecModel, weights: dict, discriminators:
     """
     target, new = folder / "model", folder / ".model-new"
     shutil.rmtree(new, ignore_errors=True)
-    model.save_pretrained(new, state_dict=weights)
+    model.save_pretrained(new, state_dict=dict(weights))  # a copy: saving may empty the dict that it is given
     settings = model.config
     EncodecFeatureExtractor(
         feature_size=settings.audio_channels,

@@ -175,18 +175,20 @@ def _start_worker(worker: int) -> None:
 
     Ctrl-C, `kill` on the process group and Slurm signal every process. The main process then saves and closes; were
     the workers gone, its loader would raise first. So SIGTERM counts only when it comes from the main process, which
-    sends it to end workers; should that die, they notice and end by themselves.
+    sends it to end workers; should that die, they notice within 2 s and end.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # macOS, Windows
+    if not hasattr(signal, "sigtimedwait"):  # macOS, Windows
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     parent = os.getppid()
 
     def wait_for_end():
-        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
-            pass
+        while os.getppid() == parent:
+            received = signal.sigtimedwait([signal.SIGTERM], 2)
+            if received is not None and received.si_pid == parent:
+                break
         os._exit(0)
 
     threading.Thread(target=wait_for_end, daemon=True).start()
