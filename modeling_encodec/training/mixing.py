@@ -137,7 +137,7 @@ def batch_loader(
     # Forking is safe here: workers use no CUDA and no thread pool of the parent's (one torch thread each). In return
     # they start at once, scripts need no import guard, and streams with local functions need not be pickled.
     method = "fork" if workers and sys.platform == "linux" else None
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=_BatchNumbers(batch_size, rank, world_size, start_batch),
         num_workers=workers,
@@ -146,6 +146,18 @@ def batch_loader(
         persistent_workers=workers > 0,
         multiprocessing_context=method,
     )
+
+
+class _Loader(DataLoader):
+    def __iter__(self):
+        # Workers are born with these signals blocked: one that comes before `_start_worker` would end them.
+        if not hasattr(signal, "pthread_sigmask"):  # Windows
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(frozen=True)
