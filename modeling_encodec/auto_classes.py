@@ -3,17 +3,20 @@
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 from transformers.models.auto import feature_extraction_auto, modeling_auto
 
-from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
 from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.modeling_lm_encodec import EncodecLM
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
 
 
 def register_auto_classes() -> None:
     """From now on, in this process, `AutoConfig`, `AutoModel`, `AutoModelForAudioTokenization` and
-    `AutoFeatureExtractor` return these classes for EnCodec checkpoints.
+    `AutoFeatureExtractor` return these classes for EnCodec checkpoints, and for language models of their codes.
 
     That holds for models with an EnCodec inside (MusicGen) too, which is why importing the package does not do it.
     """
+    AutoConfig.register("encodec_lm", EncodecLMConfig, exist_ok=True)
+    AutoModel.register(EncodecLMConfig, EncodecLM, exist_ok=True)
     AutoConfig.register("encodec", EncodecConfig, exist_ok=True)
     AutoModel.register(EncodecConfig, EncodecModel, exist_ok=True)
     modeling_auto.AutoModelForAudioTokenization.register(EncodecConfig, EncodecModel, exist_ok=True)

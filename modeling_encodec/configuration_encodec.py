@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling-encodec authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of an EnCodec model: fields, derived numbers and their checks.
+"""Configurations of the codec and of its language model: fields, derived numbers and their checks.
 
-Field names and defaults are those of Transformers' own ``EncodecConfig`` (5.23), so one ``config.json`` serves both.
-The checks are stricter: a configuration that cannot work is refused here, with the value and what is allowed, and
-nowhere else. Presets are the released models (arXiv 2210.13438, sections 3.1 and 4.1) and MusicGen's codec.
+The codec's field names and defaults are those of Transformers' ``EncodecConfig`` (5.23), so one ``config.json`` serves
+both. The checks are stricter: a configuration that cannot work is refused here, with the value and what is allowed,
+and nowhere else. Presets are the released models (arXiv 2210.13438, sections 3.1 and 4.1) and MusicGen's codec.
 """
 
 import math
@@ -241,9 +241,92 @@ class EncodecConfig(PreTrainedConfig):
         _require(self.overlap is not None, "overlap", self.overlap, "a number in [0, 1) when chunk_length_s is set")
 
 
+@strict
+class EncodecLMConfig(PreTrainedConfig):
+    r"""Configuration of [`EncodecLM`], the Transformer over codes that entropy coding takes its probabilities from
+    (paper section 3.3). The defaults are the released 24 kHz language model.
+
+    Args:
+        codebook_size (`int`): entries per codebook of the codec.
+        num_codebooks (`int`): codebooks of a frame, at most; fewer may be coded.
+        hidden_size (`int`): width of the Transformer.
+        num_hidden_layers (`int`): Transformer layers.
+        num_attention_heads (`int`): heads per layer.
+        intermediate_size (`int`): width inside the feed-forward parts.
+        context_seconds (`float`): how far back attention sees.
+        frame_rate (`int`): frames per second of the codec.
+        max_positions (`int`): positions that training draws from; later frames begin again at the first.
+        zero_past_key (`bool`): attend to one all-zero vector before the first frame, as the released models do; new
+            models need not.
+        codec_fingerprint (`str`, *optional*): of the codebooks whose codes the model was trained on.
+        has_integer_form (`bool`): the checkpoint holds the integer form, which alone may feed a range coder.
+        has_float_form (`bool`): the checkpoint holds the float weights, which training and `forward` need.
+
+    Raises:
+        ValueError: for any value that cannot make a working model, with the value and what is allowed.
+    """
+
+    model_type = "encodec_lm"
+
+    codebook_size: int = 1024
+    num_codebooks: int = 32
+    hidden_size: int = 200
+    num_hidden_layers: int = 5
+    num_attention_heads: int = 8
+    intermediate_size: int = 800
+    context_seconds: int | float = 3.5
+    frame_rate: int = 75
+    max_positions: int = 2048
+    zero_past_key: bool = True
+    codec_fingerprint: str | None = None
+    has_integer_form: bool = False
+    has_float_form: bool = True
+
+    def __post_init__(self, **kwargs):
+        for name in (
+            *("num_codebooks", "num_hidden_layers", "num_attention_heads", "intermediate_size", "frame_rate"),
+            "max_positions",
+        ):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        _require(2 <= self.codebook_size <= 1 << 16, "codebook_size", self.codebook_size, "2 to 65536")
+        heads = self.num_attention_heads
+        _require(
+            self.hidden_size >= 4 and self.hidden_size % 2 == 0 and self.hidden_size % heads == 0,
+            "hidden_size",
+            self.hidden_size,
+            f"an even multiple of num_attention_heads ({heads}), at least 4",
+        )
+        _require(
+            math.isfinite(self.context_seconds) and self.context_frames >= 1,
+            "context_seconds",
+            self.context_seconds,
+            f"at least one frame ({1 / self.frame_rate:g} s)",
+        )
+        _require(
+            self.has_integer_form or self.has_float_form, "has_float_form", False, "true without has_integer_form"
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def context_frames(self) -> int:
+        """Frames before its own that a frame's attention sees."""
+        return int(self.context_seconds * self.frame_rate + 1e-6)
+
+    @classmethod
+    def for_codec(cls, codec: EncodecConfig, **overrides) -> "EncodecLMConfig":
+        """The paper's size for the codes of `codec`, without the released models' zero key."""
+        own = {
+            "codebook_size": codec.codebook_size,
+            "num_codebooks": codec.num_quantizers,
+            "frame_rate": codec.frame_rate,
+            "zero_past_key": False,
+        }
+        return cls(**(own | overrides))
+
+
 def _require(condition, name: str, value, allowed: str) -> None:
     if not condition:
         raise ValueError(f"{name} is {value!r}, allowed: {allowed}")
 
 
-__all__ = ["EncodecConfig"]
+__all__ = ["EncodecConfig", "EncodecLMConfig"]

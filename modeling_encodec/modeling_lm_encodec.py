@@ -1,0 +1,363 @@
+# Copyright 2026 The modeling-encodec authors. Licensed under the Apache License, Version 2.0.
+"""EncodecLM: a causal Transformer over frames of codes (arXiv 2210.13438, section 3.3).
+
+All codebooks of a frame are predicted at once from the frames before it. The architecture is the original's, down to
+the all-zero vector that its attention sees before the first frame (`zero_past_key`); its weights load by
+`conversion.key_mapping.lm_from_original`. Caches are values, passed in and returned.
+
+The float model trains and tells bits. A range coder must not be fed with it: floats differ between machines. For that
+`quantize` makes the integer form (`integer_lm_encodec`), whose frequencies are the same everywhere.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .calibration_lm_encodec import integer_tables
+from .configuration_encodec import EncodecLMConfig
+from .integer_lm_encodec import IntegerLM, IntegerLMCache
+
+
+# Stands for "no frame before" among codes.
+NO_CODE = -1
+# Labels that do not count, as everywhere in Transformers.
+IGNORED = -100
+
+
+@dataclass
+class EncodecLMCache:
+    """What the frames so far leave for the next ones.
+
+    Args:
+        keys, values: of each layer, `(B, heads, S, head_dim)`, of the last `context_frames` frames at most.
+        position: of the next frame, `(B, 1)`.
+        last_codes: of the last frame, `(B, K)`.
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    position: torch.Tensor
+    last_codes: torch.Tensor | None = None
+
+
+@dataclass
+class EncodecLMOutput(ModelOutput):
+    """What `forward` returns.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`): mean bits per code of the labels.
+        codebook_bits (`torch.Tensor` of shape `(K,)`): mean bits per code of each codebook.
+        logits (`torch.Tensor` of shape `(B, K, F, codebook_size)`): for frame f, from the frames before it.
+        cache (`EncodecLMCache`): to go on after the last frame.
+    """
+
+    loss: torch.Tensor | None = None
+    codebook_bits: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    cache: EncodecLMCache | None = None
+
+
+class EncodecLMLayer(GradientCheckpointingLayer):
+    """Attention to the frames in reach, then two linear layers; each added to its input and normalised after."""
+
+    def __init__(self, config: EncodecLMConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.qkv_proj = nn.Linear(width, 3 * width)
+        self.o_proj = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width)
+        self.up_proj = nn.Linear(width, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, width)
+        self.output_norm = nn.LayerNorm(width)
+
+    def forward(self, hidden, past_keys, past_values, visible):
+        """`hidden` (B, F, D) with keys and values of earlier frames; returns it, and all keys and values."""
+        query, key, value = self.split_heads(self.qkv_proj(hidden))
+        keys, values = torch.cat([past_keys, key], dim=2), torch.cat([past_values, value], dim=2)
+        attended = nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
+        hidden = self.attention_norm(hidden + self.o_proj(attended.transpose(1, 2).flatten(2)))
+        hidden = self.output_norm(hidden + self.down_proj(nn.functional.gelu(self.up_proj(hidden))))
+        return hidden, keys, values
+
+    def split_heads(self, qkv: torch.Tensor) -> torch.Tensor:
+        """(B, F, 3 D) as queries, keys and values (3, B, heads, F, head_dim)."""
+        return qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+class EncodecLMPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initial weights."""
+
+    config: EncodecLMConfig
+    config_class = EncodecLMConfig
+    base_model_prefix = "encodec_lm"
+    main_input_name = "codes"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["EncodecLMLayer"]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, IntegerLM):
+            for buffer in module.buffers():
+                init.zeros_(buffer)
+
+
+class EncodecLM(EncodecLMPreTrainedModel):
+    """The language model: `forward` for training and bits, `predict` for stepping, `frequencies` for a coder."""
+
+    def __init__(self, config: EncodecLMConfig):
+        super().__init__(config)
+        self.integer = IntegerLM(config) if config.has_integer_form else None
+        if config.has_float_form:
+            rows = config.num_codebooks * (config.codebook_size + 1)
+            self.embeddings = nn.Embedding(rows, config.hidden_size)
+            self.input_norm = nn.LayerNorm(config.hidden_size)
+            self.layers = nn.ModuleList(EncodecLMLayer(config) for _ in range(config.num_hidden_layers))
+            self.head = nn.Linear(config.hidden_size, config.num_codebooks * config.codebook_size)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights, or of the integer form's tables, which are all that it may have."""
+        return next(itertools.chain(self.parameters(), self.buffers())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights; the integer form alone has none."""
+        return next((parameter.dtype for parameter in self.parameters()), torch.float32)
+
+    # ---- the float form ------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        codes: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        *,
+        cache: EncodecLMCache | None = None,
+        position_offset: int | torch.Tensor | None = None,
+        return_logits: bool = True,
+    ) -> EncodecLMOutput:
+        """Logits of every frame of `codes` given the frames before it, and bits of the labels.
+
+        Args:
+            codes (`torch.LongTensor` of shape `(B, K, F)`): for any K up to the model's.
+            labels (`torch.LongTensor` of shape `(B, K, F)`, *optional*): codes again, -100 where they do not count.
+            cache (`EncodecLMCache`, *optional*): of the frames before these.
+            position_offset (`int` or `torch.LongTensor` of shape `(B,)`, *optional*): position of the first frame; 0
+                by default, and in training mode random for each row.
+            return_logits (`bool`): `False` saves their memory where only the loss is wanted.
+
+        Raises:
+            ValueError: for codes or labels that are none of this model's, or without the float form.
+        """
+        codes = self._check_codes("codes", codes, 0)
+        first = torch.full_like(codes[:, :, :1], NO_CODE)
+        if cache is not None:
+            last = getattr(cache, "last_codes", None)
+            if not isinstance(last, torch.Tensor) or last.shape != codes.shape[:2]:
+                raise ValueError(
+                    f"cache is of other rows or codebooks, allowed: forward's, of codes {tuple(codes.shape[:2])}"
+                )
+            first = last[:, :, None]
+        hidden, cache = self._run(torch.cat([first, codes[:, :, :-1]], dim=2), cache, position_offset)
+        cache.last_codes = codes[:, :, -1]
+        output = EncodecLMOutput(cache=cache)
+        count = codes.shape[1]
+        if return_logits:
+            output.logits = self._logits(hidden, count)
+        if labels is not None:
+            labels = self._check_codes("labels", labels, IGNORED)
+            if labels.shape != codes.shape:
+                raise ValueError(f"labels have shape {tuple(labels.shape)}, allowed: that of codes")
+            output.loss, output.codebook_bits = self._bits(hidden, labels, output.logits)
+        return output
+
+    def predict(
+        self, previous: torch.Tensor, cache: EncodecLMCache | None = None
+    ) -> tuple[torch.Tensor, EncodecLMCache]:
+        """Logits (B, K, F, codebook_size) of the frames that follow each of `previous` (B, K, F), and the cache.
+
+        `previous` is -1 where there is no frame before.
+        """
+        previous = self._check_codes("previous", previous, NO_CODE)
+        hidden, cache = self._run(previous, cache, 0)
+        return self._logits(hidden, previous.shape[1]), cache
+
+    def _run(self, previous, cache, position_offset) -> tuple[torch.Tensor, EncodecLMCache]:
+        """Last layer's output (B, F, D) for frames whose predecessors are `previous`."""
+        if not self.config.has_float_form:
+            raise ValueError("this checkpoint holds the integer form alone, allowed: frequencies()")
+        previous = previous.to(self.embeddings.weight.device)
+        if cache is None:
+            cache = self._first_cache(previous, position_offset)
+        frames = previous.shape[2]
+        hidden = self.input_norm(self._embed(previous))
+        positions = cache.position + torch.arange(frames, device=hidden.device)
+        table = self.position_table()
+        hidden = hidden + table[positions % len(table)].to(hidden)
+        visible = attention_mask(frames, cache.keys[0].shape[2], self.config.context_frames, hidden.device)
+        keys, values, reach = [], [], self.config.context_frames
+        for layer, past_keys, past_values in zip(self.layers, cache.keys, cache.values):
+            hidden, key, value = layer(hidden, past_keys, past_values, visible)
+            keys.append(key[:, :, -reach:])
+            values.append(value[:, :, -reach:])
+        return hidden, EncodecLMCache(keys, values, cache.position + frames)
+
+    def hidden(self, codes: torch.Tensor) -> torch.Tensor:
+        """What the heads see, (B, F, D), for frames after each of `codes` (B, K, F)."""
+        return self._run(codes, None, 0)[0]
+
+    def position_table(self) -> torch.Tensor:
+        """Cosines, then sines, of every position at hidden_size / 2 rates: (max_positions, D)."""
+        half, device = self.config.hidden_size // 2, self.embeddings.weight.device
+        rates = 10000 ** (torch.arange(half, dtype=torch.float32, device=device) / (half - 1))
+        phase = torch.arange(self.config.max_positions, device=device)[:, None] / rates
+        return torch.cat([phase.cos(), phase.sin()], dim=-1)
+
+    def _embed(self, previous: torch.Tensor) -> torch.Tensor:
+        """Sum of the embeddings of the codes (B, K, F) of each frame, as (B, F, D)."""
+        rows = self.config.codebook_size + 1  # the first of each codebook is for "no frame before"
+        starts = rows * torch.arange(previous.shape[1], device=previous.device)
+        index = (previous + 1).transpose(1, 2) + starts
+        summed = nn.functional.embedding_bag(index.flatten(0, 1), self.embeddings.weight, mode="sum")
+        return summed.unflatten(0, index.shape[:2])
+
+    def _first_cache(self, previous: torch.Tensor, position_offset) -> EncodecLMCache:
+        batch, weight = len(previous), self.embeddings.weight
+        if position_offset is None:
+            position_offset = 0
+            if self.training:
+                last = max(1, self.config.max_positions - previous.shape[2])
+                position_offset = torch.randint(last, (batch,))
+        position = torch.as_tensor(position_offset, device=previous.device).expand(batch)[:, None]
+        keys, values = [], []
+        for layer in self.layers:
+            bias = layer.qkv_proj.bias.to(weight.dtype).expand(batch, int(self.config.zero_past_key), -1)
+            _, key, value = layer.split_heads(bias)  # what the projections make of a zero vector
+            keys.append(key)
+            values.append(value)
+        return EncodecLMCache(keys, values, position)
+
+    def _logits(self, hidden: torch.Tensor, count: int) -> torch.Tensor:
+        rows = count * self.config.codebook_size
+        logits = nn.functional.linear(hidden, self.head.weight[:rows], self.head.bias[:rows])
+        return logits.unflatten(2, (count, -1)).transpose(1, 2)
+
+    def _bits(self, hidden, labels, logits) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean bits per code, of all labels and of each codebook's; codebook by codebook, for memory."""
+        size, sums, counts = self.config.codebook_size, [], []
+        for number, wanted in enumerate(labels.to(hidden.device).unbind(1)):
+            if logits is None:
+                rows = slice(number * size, (number + 1) * size)
+                row_logits = nn.functional.linear(hidden, self.head.weight[rows], self.head.bias[rows])
+            else:
+                row_logits = logits[:, number]
+            nats = nn.functional.cross_entropy(
+                row_logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
+            )
+            sums.append(nats / math.log(2))
+            counts.append((wanted != IGNORED).sum())
+        sums, counts = torch.stack(sums), torch.stack(counts)
+        return sums.sum() / counts.sum(), sums / counts
+
+    def _check_codes(self, name: str, codes: torch.Tensor, lowest: int) -> torch.Tensor:
+        most, size = self.config.num_codebooks, self.config.codebook_size
+        if not isinstance(codes, torch.Tensor) or codes.is_floating_point() or codes.dtype == torch.bool:
+            given = codes.dtype if isinstance(codes, torch.Tensor) else type(codes).__name__
+            raise ValueError(f"{name} are {given}, allowed: a tensor of whole numbers")
+        if codes.dim() != 3 or 0 in codes.shape or codes.shape[1] > most:
+            raise ValueError(
+                f"{name} have shape {tuple(codes.shape)}, allowed: (batch, codebooks, frames), no 0, "
+                f"and at most {most} codebooks"
+            )
+        codes = codes.long()
+        least, greatest = codes.min().item(), codes.max().item()
+        if least < lowest or greatest >= size:
+            raise ValueError(f"{name} range from {least} to {greatest}, allowed: {lowest} to {size - 1}")
+        return codes
+
+    # ---- the integer form ----------------------------------------------------------------------------------------
+
+    def quantize(self, codes: torch.Tensor | list[torch.Tensor]) -> "EncodecLM":
+        """Make the integer form and attach it; `save_pretrained` then writes both. Returns the model.
+
+        Args:
+            codes (`torch.LongTensor` of shape `(B, K, F)`, or a list of such): real codes, by which the ranges of
+                activations are found; a minute of each kind of audio serves.
+
+        Raises:
+            ValueError: for codes that are none of this model's, a model without float form, or weights that are not
+                finite.
+        """
+        if not self.config.has_float_form:
+            raise ValueError("this checkpoint holds the integer form alone, allowed: one with float weights")
+        batches = [self._check_codes("codes", batch, 0) for batch in (codes if isinstance(codes, list) else [codes])]
+        integer = IntegerLM(self.config)
+        integer.load_state_dict(integer_tables(self, batches))
+        self.integer = integer.to(self.device)
+        self.config.has_integer_form = True
+        return self
+
+    def drop_float_form(self) -> "EncodecLM":
+        """Keep the integer form alone: a quarter of the size, for coding but not for training. Returns the model."""
+        if self.integer is None:
+            raise ValueError("the language model has no integer form, allowed: after lm.quantize(codes)")
+        for name in ("embeddings", "input_norm", "layers", "head"):
+            delattr(self, name)
+        self.config.has_float_form = False
+        return self
+
+    def drop_integer_form(self) -> "EncodecLM":
+        """Keep the float form alone, for training on: the integer form is of the weights it was made from."""
+        if not self.config.has_float_form:
+            raise ValueError("this checkpoint holds the integer form alone, allowed: one with float weights")
+        self.integer, self.config.has_integer_form = None, False
+        return self
+
+    @torch.no_grad()
+    def frequencies(
+        self, previous: torch.Tensor, cache: IntegerLMCache | None = None
+    ) -> tuple[torch.Tensor, IntegerLMCache]:
+        """Whole numbers (B, K, F, codebook_size) that a coder's intervals are made of, and the cache.
+
+        As `predict`, but in integers that are the same on every machine, in every batch, for one frame at a time or
+        many. Each is at least 1 and those of a code sum to 2**24.
+
+        Raises:
+            ValueError: for codes that are none of this model's, or without the integer form.
+        """
+        if self.integer is None:
+            raise ValueError("the language model is float alone, allowed: with integer form, by lm.quantize(codes)")
+        return self.integer.frequencies(self._check_codes("previous", previous, NO_CODE), cache)
+
+
+def attention_mask(frames: int, past: int, reach: int, device) -> torch.Tensor | None:
+    """True where a frame sees a key, (frames, past + frames): its own and `reach` before. None if all see all."""
+    if frames == 1 and past <= reach:
+        return None
+    distance = torch.arange(past, past + frames, device=device)[:, None] - torch.arange(past + frames, device=device)
+    return (distance >= 0) & (distance <= reach)
+
+
+# What `save_pretrained` writes carries this code along, for `trust_remote_code` on a machine without this package.
+EncodecLMConfig.register_for_auto_class()
+EncodecLM.register_for_auto_class("AutoModel")
+
+__all__ = ["EncodecLM", "EncodecLMPreTrainedModel"]
