@@ -11,7 +11,8 @@
                least significant bit first; zero bits up to a whole byte
 
 Chunks carry no lengths: frames follow from "al". The format names a model but cannot tell its weights; files of models
-other than the two released ones therefore carry one more key, "fp", a fingerprint of the codebooks.
+other than the two released ones therefore carry one more key, "fp", a fingerprint of the codebooks. With "lm" the
+codes are written as in `original_lm` instead.
 """
 
 import json
@@ -73,7 +74,7 @@ def read_header(file: BinaryIO) -> EcdcHeader:
     if magic != MAGIC:
         raise EcdcError(f"not an .ecdc file: it starts with {magic!r}, allowed: {MAGIC!r}")
     if version != VERSION:
-        raise EcdcError(f".ecdc version is {version}, allowed: {VERSION}")
+        raise EcdcError(f".ecdc version is {version}, allowed: {VERSION} or 1")
     if size > MOST_HEADER_BYTES:
         raise EcdcError(f"header length is {size} bytes, allowed: up to {MOST_HEADER_BYTES}")
     text = read_exactly(file, size, "header")
@@ -93,28 +94,36 @@ def read_header(file: BinaryIO) -> EcdcHeader:
     return EcdcHeader(fields["m"], fields["al"], fields["nc"], fields["lm"], fields.get("fp"))
 
 
-def write_segment(file: BinaryIO, codes: np.ndarray, bits: int, scale: float | None = None) -> None:
-    """One chunk's `codes` (K, F) of `bits` bits each, and its scale if it has one."""
-    if scale is not None:
-        file.write(SCALE.pack(scale))
+def write_segment(file: BinaryIO, codes: np.ndarray, bits: int) -> None:
+    """One chunk's `codes` (K, F) of `bits` bits each."""
     file.write(pack(codes.T.reshape(-1), bits))
 
 
-def read_segment(
-    file: BinaryIO, codebooks: int, frames: int, bits: int, has_scale: bool
-) -> tuple[np.ndarray, float | None]:
-    """One chunk's codes (K, F) int64 and its scale. Memory grows with what the file really holds.
+def read_segment(file: BinaryIO, codebooks: int, frames: int, bits: int) -> np.ndarray:
+    """One chunk's codes (K, F) int64. Memory grows with what the file really holds.
 
     Raises:
-        EcdcError: if the file ends early or the scale is not a finite positive number.
+        EcdcError: if the file ends early.
     """
-    scale = None
-    if has_scale:
-        (scale,) = SCALE.unpack(read_exactly(file, SCALE.size, "scale"))
-        if not (math.isfinite(scale) and scale > 0):
-            raise EcdcError(f"scale is {scale}, allowed: finite and above 0")
     data = read_exactly(file, packed_size(codebooks * frames, bits), "codes")
-    return unpack(data, codebooks * frames, bits).reshape(frames, codebooks).T, scale
+    return unpack(data, codebooks * frames, bits).reshape(frames, codebooks).T
+
+
+def write_scale(file: BinaryIO, scale: float) -> None:
+    """The loudness that the next chunk was divided by."""
+    file.write(SCALE.pack(scale))
+
+
+def read_scale(file: BinaryIO) -> float:
+    """The next chunk's scale.
+
+    Raises:
+        EcdcError: if it is not a finite positive number.
+    """
+    (scale,) = SCALE.unpack(read_exactly(file, SCALE.size, "scale"))
+    if not (math.isfinite(scale) and scale > 0):
+        raise EcdcError(f"scale is {scale}, allowed: finite and above 0")
+    return scale
 
 
 def read_end(file: BinaryIO) -> None:

@@ -1,0 +1,89 @@
+"""Coded audio into an `.ecdc` file of version 0 and out of it, as the `encodec` package writes and reads them.
+
+Its codes can be coded with a language model too, in floats, which only the machine and the thread count that wrote
+such a file can be relied on to read (`original_lm`). Version 1 has neither that fault nor this format's want of
+checksums.
+"""
+
+import logging
+from typing import BinaryIO
+
+import torch
+
+from modeling_encodec.batching_encodec import stack_chunks
+from modeling_encodec.bitstream.ecdc import (
+    EcdcError,
+    EcdcHeader,
+    read_end,
+    read_scale,
+    read_segment,
+    write_header,
+    write_scale,
+    write_segment,
+)
+from modeling_encodec.bitstream.fingerprints import codebook_fingerprint
+from modeling_encodec.bitstream.original_lm import decode_segment, encode_segment
+from modeling_encodec.checkpoints import RELEASED
+from modeling_encodec.modeling_encodec import EncodecEncoderOutput, EncodecModel
+from modeling_encodec.modeling_lm_encodec import EncodecLM
+
+
+logger = logging.getLogger(__name__)
+WARNING = (
+    "version 0 files with a language model hang on the last bits of float probabilities: read on another machine, "
+    "torch version or thread count they come out wrong, often without an error; version 1 files do not"
+)
+
+
+def write_original(
+    file: BinaryIO, model: EncodecModel, coded: EncodecEncoderOutput, name: str, lm: EncodecLM | None = None
+) -> None:
+    """Write one coded clip (a batch of one) as version 0, under the model's `name`."""
+    if lm is not None:
+        logger.warning(WARNING)
+    codes, length = coded.audio_codes[:, 0].cpu(), int(coded.audio_lengths[0])
+    # The names that the original knows stand for one checkpoint each; others are told apart by their codebooks.
+    fingerprint = None if name in RELEASED else codebook_fingerprint(model)
+    write_header(file, EcdcHeader(name, length, codes.shape[1], lm is not None, fingerprint))
+    for chunk, scale, (start, stop) in zip(codes, coded.audio_scales, model.config.chunk_spans(length)):
+        chunk = chunk[:, : model.config.num_frames(stop - start)].numpy()
+        if scale is not None:
+            write_scale(file, scale.item())
+        if lm is None:
+            write_segment(file, chunk, model.config.codebook_nbits)
+        else:
+            file.write(encode_segment(lm, chunk))
+
+
+def read_original(
+    file: BinaryIO, header: EcdcHeader, model: EncodecModel, lm: EncodecLM | None = None
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """All segments after the header, as `audio_codes` (N, 1, K, F) and `audio_scales` for `model.decode`.
+
+    Raises:
+        EcdcError: if the file is damaged, was made with other codebooks, or needs a language model.
+    """
+    config = model.config
+    if header.uses_lm and lm is None:
+        raise EcdcError("the file is coded with a language model, and none is given")
+    if header.num_codebooks > config.num_quantizers:
+        raise EcdcError(f"the file has {header.num_codebooks} codebooks, allowed: 1 to {config.num_quantizers}")
+    if header.fingerprint not in (None, codebook_fingerprint(model)):
+        raise EcdcError(
+            f"the file was made with other codebooks than this model's (model {header.model_name[:100]!r})"
+        )
+    if header.uses_lm:
+        logger.warning(WARNING)
+    chunks, scales = [], []
+    for start, stop in config.chunk_spans(header.audio_length):
+        frames = config.num_frames(stop - start)
+        scales.append(torch.tensor([[read_scale(file)]]) if config.normalize else None)
+        if header.uses_lm:
+            codes = decode_segment(lm, file, header.num_codebooks, frames)
+        else:
+            codes = read_segment(file, header.num_codebooks, frames, config.codebook_nbits)
+        if codes.max() >= config.codebook_size:
+            raise EcdcError(f"a code is {codes.max()}, allowed: 0 to {config.codebook_size - 1}")
+        chunks.append(torch.from_numpy(codes)[None])
+    read_end(file)
+    return stack_chunks(chunks, [len(chunks)]), scales

@@ -1,0 +1,173 @@
+"""Segments of version 0 files coded with the language model, as the original writes and reads them.
+
+Version 0 feeds float probabilities to its coder. Every share of every code hangs on their last bits, and those on the
+order of each addition: the same model run over all frames at once, or with cached keys and values, gives others, and
+then everything after the first wrong share is lost. So this module runs the weights of an `EncodecLM` through the very
+PyTorch operations, in the order and shapes in which the original runs them: frame by frame, layer inputs cached and
+projected again in every step, one matrix product for each codebook, float32 on the CPU, positions that never begin
+again. On one machine that is exactly what the original computes, and the only dependable way to its files.
+
+The number of CPU threads is part of it: nineteen distributions in twenty change their shares from one thread to two.
+The original leaves it to PyTorch and does not record it; here it is one unless the caller knows better. Nor does
+anything in version 0 guard against another machine or version of PyTorch; but the end of a segment betrays all of it
+(`ArithmeticDecoder.finish`). Version 1 needs none of this: its frequencies are made of whole numbers
+(`EncodecLM.frequencies`), the same everywhere. Write version 0 only for the original to read.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch.nn.functional import embedding, gelu, layer_norm, linear, multi_head_attention_forward
+
+from modeling_encodec.bitstream.arithmetic_coder import ArithmeticDecoder, ArithmeticEncoder, cumulative_shares
+from modeling_encodec.bitstream.ecdc import EcdcError
+from modeling_encodec.modeling_lm_encodec import NO_CODE, EncodecLM, EncodecLMLayer
+
+
+def encode_segment(lm: EncodecLM, codes: torch.Tensor | np.ndarray, *, threads: int = 1) -> bytes:
+    """The bytes of one chunk's `codes` (K, F), of any K up to the model's, for readers with as many CPU threads.
+
+    Raises:
+        ValueError: for codes that are none of this model's, or a model that version 0 has no place for.
+    """
+    codes = torch.as_tensor(codes)
+    if codes.dim() != 2 or 0 in codes.shape or codes.is_floating_point() or codes.dtype == torch.bool:
+        raise ValueError(
+            f"codes are {codes.dtype} of shape {tuple(codes.shape)}, allowed: whole numbers (codebooks, frames), no 0"
+        )
+    size = lm.config.codebook_size
+    if codes.min() < 0 or codes.max() >= size:
+        raise ValueError(f"codes range from {codes.min()} to {codes.max()}, allowed: 0 to {size - 1}")
+    encoder = ArithmeticEncoder()
+    with _as_by_default(threads):
+        steps = OriginalSteps(lm, len(codes))
+        frame = [NO_CODE] * len(codes)
+        for following in codes.T.tolist():
+            for code, cumulative in zip(following, cumulative_shares(steps(frame)), strict=True):
+                encoder.encode(code, cumulative)
+            frame = following
+    return encoder.finish()
+
+
+def decode_segment(lm: EncodecLM, file: BinaryIO, codebooks: int, frames: int, *, threads: int = 1) -> np.ndarray:
+    """One chunk's codes (K, F) int64, written with as many CPU threads; the file then stands at the next chunk.
+
+    Raises:
+        EcdcError: if the file is damaged, or written with other weights or on a machine that computes differently.
+        ValueError: for a model that version 0 has no place for.
+    """
+    if not 1 <= codebooks <= lm.config.num_codebooks:
+        raise EcdcError(f"the file has {codebooks} codebooks, allowed: 1 to {lm.config.num_codebooks}")
+    decoder, codes = ArithmeticDecoder(file), []
+    with _as_by_default(threads):
+        steps = OriginalSteps(lm, codebooks)
+        frame = [NO_CODE] * codebooks
+        for _ in range(frames):
+            frame = [decoder.decode(cumulative) for cumulative in cumulative_shares(steps(frame))]
+            codes.append(frame)
+    decoder.finish()
+    return np.array(codes, dtype=np.int64).reshape(frames, codebooks).T
+
+
+class OriginalSteps:
+    """The original's probabilities, one frame after the other. Each call is a step; a new object begins anew.
+
+    Weights are copied: a matrix product may round otherwise where its operands lie otherwise in memory.
+    """
+
+    def __init__(self, lm: EncodecLM, codebooks: int):
+        config = lm.config
+        if not config.has_float_form:
+            raise ValueError("the language model has no float form, allowed: one with float weights, in version 0")
+        if not config.zero_past_key:
+            raise ValueError("zero_past_key is False, allowed: True in version 0, as the original knows no other")
+        if codebooks > config.num_codebooks:
+            raise ValueError(f"codes have {codebooks} codebooks, allowed: up to {config.num_codebooks}")
+        weights = lm.head.weight
+        if weights.dtype != torch.float32:
+            raise ValueError(f"the language model is {weights.dtype}, allowed: torch.float32 in version 0")
+        self._reach, self._size = config.context_frames, config.codebook_size
+        table = lm.embeddings.weight.detach().unflatten(0, (config.num_codebooks, -1))
+        self._embeddings = _copies(table[:codebooks])
+        heads = (config.num_codebooks, -1)
+        self._head_weights = _copies(weights.detach().unflatten(0, heads)[:codebooks])
+        self._head_biases = _copies(lm.head.bias.detach().unflatten(0, heads)[:codebooks])
+        self._input_norm = _pair(lm.input_norm)
+        self._layers = [_OriginalLayer(layer) for layer in lm.layers]
+        nothing = torch.zeros(1, 1, config.hidden_size, dtype=torch.float32)  # what attention sees before all frames
+        self._pasts = [nothing] * len(self._layers)
+        self._position = 0
+        # Whole exponents over half - 1, not a power for each step of a fraction: the roundings are the original's.
+        half = config.hidden_size // 2
+        self._rates = 10000 ** (torch.arange(half, dtype=torch.float32).view(1, 1, -1) / (half - 1))
+
+    @torch.no_grad()
+    def __call__(self, frame: list[int]) -> torch.Tensor:
+        """Probabilities (K, codebook_size) of the codes after `frame`, which is all -1 where there is none."""
+        rows = torch.tensor(frame).view(-1, 1, 1) + 1
+        hidden = sum(embedding(row, table) for row, table in zip(rows, self._embeddings, strict=True))
+        phase = torch.tensor(self._position).view(1, 1, 1) / self._rates
+        hidden = _norm(hidden, self._input_norm) + torch.cat([phase.cos(), phase.sin()], dim=-1)
+        for number, layer in enumerate(self._layers):
+            keys = torch.cat([self._pasts[number], hidden], dim=1)
+            self._pasts[number] = keys[:, -self._reach :]
+            hidden = layer(hidden, keys)
+        self._position += 1
+        logits = [linear(hidden, weight, bias) for weight, bias in zip(self._head_weights, self._head_biases)]
+        # (1, codebook_size, K, 1), and the softmax over the second: over the last its sums would run otherwise.
+        return torch.stack(logits, dim=1).permute(0, 3, 1, 2).softmax(dim=1)[0, :, :, 0].T
+
+
+class _OriginalLayer:
+    """One layer on one frame; `keys` are this frame's and earlier frames' inputs, not projected yet."""
+
+    def __init__(self, layer: EncodecLMLayer):
+        self._heads = layer.num_heads
+        self._input_projection, self._output_projection = _pair(layer.qkv_proj), _pair(layer.o_proj)
+        self._up, self._down = _pair(layer.up_proj), _pair(layer.down_proj)
+        self._attention_norm, self._output_norm = _pair(layer.attention_norm), _pair(layer.output_norm)
+
+    def __call__(self, hidden: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        hidden = _norm(hidden + self._attend(hidden, keys), self._attention_norm)
+        return _norm(hidden + linear(gelu(linear(hidden, *self._up)), *self._down), self._output_norm)
+
+    def _attend(self, hidden: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        width, keys = hidden.shape[2], keys.transpose(0, 1)
+        hides_nothing = torch.zeros(1, len(keys), dtype=torch.bool)  # but without a mask other kernels may be chosen
+        attended, _ = multi_head_attention_forward(
+            *(hidden.transpose(0, 1), keys, keys, width, self._heads),
+            *(*self._input_projection, None, None, False, 0.0, *self._output_projection),
+            training=False,
+            need_weights=False,
+            attn_mask=hides_nothing,
+        )
+        return attended.transpose(0, 1)
+
+
+def _copies(tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor.cpu().clone() for tensor in tensors]
+
+
+def _pair(module: torch.nn.Linear | torch.nn.LayerNorm) -> list[torch.Tensor]:
+    return _copies([module.weight.detach(), module.bias.detach()])
+
+
+def _norm(hidden: torch.Tensor, pair: list[torch.Tensor]) -> torch.Tensor:
+    return layer_norm(hidden, hidden.shape[-1:], *pair)
+
+
+@contextmanager
+def _as_by_default(threads: int) -> Iterator[None]:
+    """So many threads, full precision: what the caller has set must not change a bit. It is put back after."""
+    threads_before, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.set_num_threads(threads_before)
+        torch.set_float32_matmul_precision(precision)
