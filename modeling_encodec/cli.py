@@ -1,4 +1,4 @@
-"""The command line: `modeling-encodec encode | decode | info | demo | train`.
+"""The command line: `modeling-encodec encode | decode | info | demo | train | train-lm`.
 
 A user's error is one line on stderr and exit code 2. What takes long to import is imported inside the commands.
 """
@@ -15,6 +15,8 @@ import typer
 
 from modeling_encodec.training.command import with_training_options
 from modeling_encodec.training.configuration import TrainingConfig
+from modeling_encodec.training.lm_configuration import LMTrainingConfig
+from modeling_encodec.training.options import RunConfig
 
 
 STREAM = "-"
@@ -33,6 +35,9 @@ Paths = Annotated[
     list[str], typer.Argument(metavar="IN... OUT", help="Files or folders, then the target. '-' is a pipe.")
 ]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder or Hub id (default: the bundled one).")]
+LMModel = Annotated[
+    str | None, typer.Option("--lm-model", help="Language model: folder or Hub id (default: the bundled one).")
+]
 Device = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1 ...")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that exist.")]
 
@@ -43,17 +48,25 @@ def encode(
     bandwidth: Annotated[
         float | None, typer.Option("--bandwidth", "-b", help="kbps (default: 6, or nearest).")
     ] = None,
+    lm: Annotated[bool, typer.Option("--lm", help="Entropy-code with the bundled language model.")] = False,
     model: Model = None,
+    lm_model: LMModel = None,
+    original: Annotated[
+        bool, typer.Option("--original", help="Write version 0, which the encodec package reads.")
+    ] = False,
     device: Device = "cpu",
     force: Force = False,
 ) -> None:
     """Audio files to .ecdc files. Several files, or a folder, go into a folder."""
     from modeling_encodec.bitstream.compression import compress_to_file
-    from modeling_encodec.checkpoints import bundled_checkpoint
+    from modeling_encodec.checkpoints import bundled_checkpoint, bundled_lm_checkpoint
     from modeling_encodec.processors.audio import AUDIO_SUFFIXES, read_audio
 
     jobs = _plan(paths, AUDIO_SUFFIXES, SUFFIX, force)
     codec = _load(model or str(bundled_checkpoint()), device)
+    language_model = None
+    if lm or lm_model:
+        language_model = _load(lm_model or str(bundled_lm_checkpoint()), device, "EncodecLM")
     bandwidths = list(codec.config.target_bandwidths)
     if bandwidth is None:
         bandwidth = min(bandwidths, key=lambda allowed: abs(allowed - 6))
@@ -64,7 +77,7 @@ def encode(
         with _open_source(source) as file:
             audio, _ = read_audio(file, codec.config.sampling_rate, codec.config.audio_channels)
         with _open_target(target) as file:
-            compress_to_file(codec, audio, file, bandwidth)
+            compress_to_file(codec, audio, file, bandwidth, language_model, version=0 if original else 1)
 
     _run(job, jobs, "encode")
 
@@ -73,25 +86,41 @@ def encode(
 def decode(
     paths: Paths,
     model: Model = None,
+    lm_model: LMModel = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Damage is an error, and nothing is written.")] = False,
+    conceal: Annotated[str, typer.Option("--conceal", help="Damaged parts become: silence, repeat.")] = "silence",
     device: Device = "cpu",
     rescale: Annotated[bool, typer.Option("--rescale", "-r", help="Scale down audio that would clip.")] = False,
     force: Force = False,
 ) -> None:
     """.ecdc files to audio files (.wav, .flac, .ogg, .mp3 by the target's name). The file names its model."""
-    from modeling_encodec.bitstream.compression import decompress_from_file
-    from modeling_encodec.bitstream.ecdc import read_header
-    from modeling_encodec.checkpoints import checkpoint_for
+    from modeling_encodec.bitstream.compression import decompress_from_file, read_any_header
+    from modeling_encodec.checkpoints import checkpoint_for, lm_checkpoint_for
     from modeling_encodec.processors.audio import write_audio
 
     jobs = _plan(paths, (SUFFIX,), ".wav", force)
-    models = {}
+    loaded = {}
+
+    def load(name: str, kind: str):
+        if name not in loaded:
+            loaded[name] = _load(name, device, kind)
+        return loaded[name]
 
     def job(source: str, target: str) -> None:
         with _open_source(source) as file:
-            name = model or checkpoint_for(_peek(file, read_header).model_name)
-            if name not in models:
-                models[name] = _load(name, device)
-            audio, rate = decompress_from_file(file, models[name])
+            header, _ = _peek(file, read_any_header)
+            codec = load(model or checkpoint_for(header.model_name), "EncodecModel")
+            coded_with = lm_model
+            if coded_with is None and getattr(header, "lm_name", None) is not None:
+                coded_with = lm_checkpoint_for(header.lm_name)
+            audio, rate = decompress_from_file(
+                file,
+                codec,
+                load(coded_with, "EncodecLM") if coded_with else None,
+                strict=strict,
+                conceal=conceal,
+                on_damage=lambda damage: _say(f"{source}: {damage.describe(codec.config.sampling_rate)}: concealed"),
+            )
         audio = audio.float().cpu().numpy()
         if target == STREAM:
             with _open_target(target) as file:
@@ -149,17 +178,27 @@ def demo(
 @with_training_options
 def train(config: TrainingConfig) -> None:
     """Train a codec by a recipe; run by `accelerate launch` or `torchrun`, on several devices."""
+    _train("CodecTrainer", "modeling_encodec.training.trainer", config)
+
+
+@app.command("train-lm")
+@with_training_options
+def train_lm(config: LMTrainingConfig) -> None:
+    """Train a language model on a codec's codes; run by `accelerate launch` or `torchrun`, on several devices."""
+    _train("LMTrainer", "modeling_encodec.training.lm_trainer", config)
+
+
+def _train(kind: str, module: str, config: RunConfig) -> None:
     try:
         import accelerate  # noqa: F401
     except ImportError:
         raise ImportError('training needs accelerate: pip install "modeling-encodec[train]"') from None
+    import importlib
     import logging
-
-    from modeling_encodec.training.trainer import CodecTrainer
 
     first = os.environ.get("RANK", "0") == "0"  # of several processes one is enough to listen to
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
-    trainer = CodecTrainer(config)
+    trainer = getattr(importlib.import_module(module), kind)(config)
     end = trainer.train()
     if first:
         _say(f"{end} after {trainer.update} of {config.updates} updates; the model is in {trainer.folder / 'model'}")
@@ -186,16 +225,16 @@ def main(argv: list[str] | None = None) -> int:
 # ---- what the commands share ------------------------------------------------------------------------------------
 
 
-def _load(name: str, device: str):
-    """The model `name`, ready to run on `device`."""
+def _load(name: str, device: str, kind: str = "EncodecModel"):
+    """The model `name` of this class, ready to run on `device`."""
     import torch
     import transformers
 
-    from modeling_encodec.modeling_encodec import EncodecModel
+    import modeling_encodec
 
     transformers.logging.disable_progress_bar()
     try:
-        return EncodecModel.from_pretrained(name).eval().to(torch.device(device))
+        return getattr(modeling_encodec, kind).from_pretrained(name).eval().to(torch.device(device))
     except (RuntimeError, AssertionError) as error:  # an unknown or absent device
         raise ValueError(f"device is {device!r}: {_one_line(error)}") from None
 

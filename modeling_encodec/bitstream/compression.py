@@ -1,33 +1,42 @@
 """Audio to `.ecdc` bytes and back with a model: `compress` and `decompress`, and the same on file objects."""
 
-import hashlib
+import functools
 import io
+import logging
+import zlib
+from collections.abc import Callable
 from pathlib import PurePath
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
 
 from modeling_encodec.batching_encodec import stack_chunks
-from modeling_encodec.bitstream.ecdc import (
-    EcdcError,
-    EcdcHeader,
-    read_end,
-    read_header,
-    read_segment,
-    write_header,
-    write_segment,
-)
-from modeling_encodec.checkpoints import RELEASED, checkpoint_for
+from modeling_encodec.bitstream import container, ecdc
+from modeling_encodec.bitstream.codes_file import SEGMENT_SECONDS, EcdcReader, EcdcWriter, check_lm
+from modeling_encodec.bitstream.concealment import join_segments, silence
+from modeling_encodec.bitstream.container import Damage, Header
+from modeling_encodec.bitstream.ecdc import EcdcError
+from modeling_encodec.bitstream.original_file import read_original, write_original
+from modeling_encodec.bitstream.segment_coders import MOST_ROWS
+from modeling_encodec.checkpoints import checkpoint_for, lm_checkpoint_for
 from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.modeling_lm_encodec import EncodecLM
+
+
+logger = logging.getLogger(__name__)
 
 
 def compress(
-    model: EncodecModel, audio: torch.Tensor | np.ndarray, bandwidth: float | None = None, **options
+    model: EncodecModel,
+    audio: torch.Tensor | np.ndarray,
+    bandwidth: float | None = None,
+    lm: EncodecLM | None = None,
+    **options,
 ) -> bytes:
     """The bytes of `compress_to_file`."""
     file = io.BytesIO()
-    compress_to_file(model, audio, file, bandwidth, **options)
+    compress_to_file(model, audio, file, bandwidth, lm, **options)
     return file.getvalue()
 
 
@@ -36,101 +45,143 @@ def compress_to_file(
     audio: torch.Tensor | np.ndarray,
     file: BinaryIO,
     bandwidth: float | None = None,
+    lm: EncodecLM | None = None,
     *,
     num_quantizers: int | None = None,
     model_name: str | None = None,
+    lm_name: str | None = None,
+    segment_seconds: float = SEGMENT_SECONDS,
+    version: int = 1,
 ) -> None:
-    """Write one clip as `.ecdc` version 0.
+    """Write one clip as `.ecdc`. The same audio gives the same bytes.
 
     Args:
-        model: its name in the file is that of the folder or Hub repository it was loaded from.
         audio: (channels, T) at the model's rate, in [-1, 1].
-        file: binary, open for writing.
+        file: binary, open for writing; it need not be seekable.
         bandwidth: kbps, the model's smallest by default; or `num_quantizers`.
-        model_name: the name to write instead.
+        lm: language model, with its integer form, that codes what gets shorter by it (paper 3.3).
+        model_name, lm_name: what the file calls them: by default, the folders or Hub ids they were loaded from.
+        segment_seconds: each segment is checked and decoded by itself; what damage costs at least.
+        version: 1, or 0 for the file of the `encodec` package (its language model is then used in floats).
+
+    Raises:
+        ValueError: for audio, bandwidth or language model that do not fit the model.
     """
     if not isinstance(audio, (torch.Tensor, np.ndarray)) or audio.ndim != 2:
         given = f"has shape {tuple(audio.shape)}" if hasattr(audio, "shape") else f"is a {type(audio).__name__}"
         raise ValueError(f"audio {given}, allowed: a tensor or an array (channels, samples)")
+    if version not in (0, 1):
+        raise ValueError(f"version is {version}, allowed: 0 or 1")
+    if lm is not None and version == 1:
+        check_lm(lm, model)  # before the work of encoding
     audio = torch.as_tensor(audio)
     coded = model.encode(audio[None], bandwidth=bandwidth, num_quantizers=num_quantizers)
     name = model_name or name_of(model)
+    if version == 0:
+        write_original(file, model, coded, name, lm)
+        return
     codes = coded.audio_codes[:, 0].cpu().numpy()
-    header = EcdcHeader(name, audio.shape[1], codes.shape[1], fingerprint=fingerprint_for(model, name))
-    write_header(file, header)
+    writer = EcdcWriter(
+        file,
+        model,
+        num_codebooks=codes.shape[1],
+        model_name=name,
+        lm=lm,
+        lm_name=None if lm is None else lm_name or name_of(lm),
+        segment_seconds=segment_seconds,
+        audio_length=audio.shape[1],
+        file_id=zlib.crc32(codes.tobytes()),
+    )
     for chunk, scale, (start, stop) in zip(codes, coded.audio_scales, model.config.chunk_spans(audio.shape[1])):
-        scale = None if scale is None else scale.item()
-        write_segment(file, chunk[:, : model.config.num_frames(stop - start)], model.config.codebook_nbits, scale)
+        writer.write(chunk[:, : model.config.num_frames(stop - start)], None if scale is None else scale.item())
+    writer.close(audio.shape[1])
 
 
-def decompress(data: bytes, model: EncodecModel | None = None) -> tuple[torch.Tensor, int]:
+def decompress(
+    data: bytes, model: EncodecModel | None = None, lm: EncodecLM | None = None, **options
+) -> tuple[torch.Tensor, int]:
     """Audio (channels, T) and its sampling rate of `.ecdc` bytes; see `decompress_from_file`."""
-    return decompress_from_file(io.BytesIO(data), model)
+    return decompress_from_file(io.BytesIO(data), model, lm, **options)
 
 
-def decompress_from_file(file: BinaryIO, model: EncodecModel | None = None) -> tuple[torch.Tensor, int]:
-    """Decode one `.ecdc` file: audio (channels, T) and its sampling rate.
+def decompress_from_file(
+    file: BinaryIO,
+    model: EncodecModel | None = None,
+    lm: EncodecLM | None = None,
+    *,
+    strict: bool = False,
+    conceal: Literal["silence", "repeat"] = "silence",
+    on_damage: Callable[[Damage], None] | None = None,
+) -> tuple[torch.Tensor, int]:
+    """Decode one `.ecdc` file of either version: audio (channels, T) and its sampling rate.
 
     Args:
         file: binary, open for reading; it need not be seekable.
-        model: the model to decode with, whatever it is called in the file; by default the one the file names.
+        model, lm: what to decode with, whatever they are called in the file; by default those that the file names.
+        strict: damage is an error. Otherwise undamaged segments are decoded and the others concealed.
+        conceal: damaged segments become silence, or the segment before them again.
+        on_damage: gets each damaged range; by default a line of the log says it.
 
     Raises:
-        EcdcError: if the file is damaged or was made with other codebooks.
-        ValueError: if the file names an unknown model.
+        EcdcError: if the header is damaged, nothing can be read, or anything is damaged and `strict` is set; if model
+            or language model are others than the file was made with.
+        ValueError: if the file names a model that is not known.
     """
-    header = read_header(file)
+    if conceal not in ("silence", "repeat"):
+        raise ValueError(f"conceal is {conceal!r}, allowed: silence, repeat")
+    header, file = read_any_header(file)
     if model is None:
         model = EncodecModel.from_pretrained(checkpoint_for(header.model_name)).eval()
-    codes, scales = read_codes(file, header, model)
-    with torch.no_grad():
-        decoded = model.decode(codes, scales, audio_lengths=torch.tensor([header.audio_length]))
-    audio = decoded.audio_values[0]
+    if isinstance(header, ecdc.EcdcHeader):
+        codes, scales = read_original(file, header, model, lm)
+        audio = _decode(model, codes, scales, header.audio_length)
+    else:
+        if lm is None and header.lm_name is not None:
+            lm = EncodecLM.from_pretrained(lm_checkpoint_for(header.lm_name)).eval()
+        items = EcdcReader(file, header).read(model, lm, together=MOST_ROWS)
+        report = on_damage or functools.partial(_log_damage, sampling_rate=header.sampling_rate)
+        joined = join_segments(items, header, model.config, strict=strict, on_damage=report)
+        chunks = stack_chunks([torch.from_numpy(chunk)[None] for chunk in joined.chunks], [len(joined.chunks)])
+        scales = [torch.tensor([[scale]]) for scale in joined.scales] or [None]
+        audio = _decode(model, chunks, scales, joined.audio_length)
+        if conceal == "silence":
+            audio = silence(audio, joined, header.sampling_rate)
     if not torch.isfinite(audio).all():
         raise EcdcError("the file decodes to samples that are not finite: it is damaged, or made with other weights")
     return audio, model.config.sampling_rate
 
 
-def read_codes(
-    file: BinaryIO, header: EcdcHeader, model: EncodecModel
-) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    """All segments after the header, as `audio_codes` (N, 1, K, F) and `audio_scales` for `model.decode`."""
-    config = model.config
-    if header.uses_lm:
-        raise EcdcError("the file is coded with the language model, which this version cannot read yet")
-    if header.num_codebooks > config.num_quantizers:
-        raise EcdcError(f"the file has {header.num_codebooks} codebooks, allowed: 1 to {config.num_quantizers}")
-    if header.fingerprint not in (None, codebook_fingerprint(model)):
-        raise EcdcError(
-            f"the file was made with other codebooks than this model's (model {header.model_name[:100]!r})"
-        )
-    chunks, scales = [], []
-    for start, stop in config.chunk_spans(header.audio_length):
-        frames = config.num_frames(stop - start)
-        codes, scale = read_segment(
-            file, header.num_codebooks, frames, config.codebook_nbits, has_scale=config.normalize
-        )
-        if codes.max() >= config.codebook_size:
-            raise EcdcError(f"a code is {codes.max()}, allowed: 0 to {config.codebook_size - 1}")
-        chunks.append(torch.from_numpy(codes)[None])
-        scales.append(None if scale is None else torch.tensor([[scale]]))
-    read_end(file)
-    return stack_chunks(chunks, [len(chunks)]), scales
+def read_any_header(file: BinaryIO) -> tuple[ecdc.EcdcHeader | Header, BinaryIO]:
+    """The header of either version, and the file, standing after it."""
+    start = ecdc.read_exactly(file, len(ecdc.MAGIC) + 1, "header")
+    again = _Prepended(start, file)
+    kind = container if start[-1] == container.VERSION else ecdc
+    return kind.read_header(again), again
 
 
-def name_of(model: EncodecModel) -> str:
+def name_of(model: EncodecModel | EncodecLM) -> str:
     """What a model is called in a file: the last part of the folder or Hub id it was loaded from."""
     return PurePath(model.config._name_or_path).name or "unnamed"
 
 
-def fingerprint_for(model: EncodecModel, name: str) -> str | None:
-    """The fingerprint a file of the model called `name` carries: none for the names the original knows."""
-    return None if name in RELEASED else codebook_fingerprint(model)
+def _decode(model: EncodecModel, codes: torch.Tensor, scales: list, length: int) -> torch.Tensor:
+    with torch.no_grad():
+        return model.decode(codes, scales, audio_lengths=torch.tensor([length])).audio_values[0]
 
 
-def codebook_fingerprint(model: EncodecModel) -> str:
-    """16 hexadecimal digits of the SHA-256 of all codebooks: what its codes mean."""
-    digest = hashlib.sha256()
-    for layer in model.quantizer.layers:
-        digest.update(layer.codebook.embed.float().cpu().numpy().astype("<f4").tobytes())
-    return digest.hexdigest()[:16]
+def _log_damage(damage: Damage, sampling_rate: int) -> None:
+    logger.warning("concealed: %s", damage.describe(sampling_rate))
+
+
+class _Prepended:
+    """A file whose first bytes were read already; for readers that do not seek."""
+
+    def __init__(self, start: bytes, file: BinaryIO):
+        self.start, self.file = start, file
+
+    def read(self, size: int) -> bytes:
+        """The bytes that were read, then the file's."""
+        if not self.start:
+            return self.file.read(size)
+        piece, self.start = self.start[:size], self.start[size:]
+        return piece

@@ -1,9 +1,10 @@
-"""The bundled checkpoint, and which checkpoint a model's name in an `.ecdc` file stands for."""
+"""The bundled checkpoints, and which checkpoint a model's name in an `.ecdc` file stands for."""
 
 from pathlib import Path
 
 
 BUNDLED = "encodec_24khz_c16"
+BUNDLED_LM = "encodec_lm_24khz_c16"
 # The only names the original package knows; it decodes no others.
 RELEASED = {"encodec_24khz": "facebook/encodec_24khz", "encodec_48khz": "facebook/encodec_48khz"}
 
@@ -14,6 +15,24 @@ def bundled_checkpoint() -> Path:
     Its README.md says how it was made, its licence and its limits.
     """
     return Path(__file__).parent / BUNDLED
+
+
+def bundled_lm_checkpoint() -> Path:
+    """Folder of the language model for the bundled codec, in its integer form."""
+    return Path(__file__).parent / BUNDLED_LM
+
+
+def lm_checkpoint_for(name: str) -> str:
+    """Folder of the language model that is called `name` in `.ecdc` files.
+
+    Raises:
+        ValueError: for a name that no known language model has.
+    """
+    if name == BUNDLED_LM:
+        return str(bundled_lm_checkpoint())
+    raise ValueError(
+        f"the file is coded with the language model {name[:100]!r}, known: {BUNDLED_LM}; give the model's folder or id"
+    )
 
 
 def checkpoint_for(name: str) -> str:

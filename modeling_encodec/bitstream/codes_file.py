@@ -1,0 +1,279 @@
+"""Codes into an `.ecdc` file of version 1 and out of it, as they come: `EcdcWriter` and `EcdcReader`.
+
+A segment is so many frames of a model that codes the whole signal, or so many chunks of one that does not. Each is
+decodable alone: the language model begins anew, which costs it a little at every start. It is packed raw where the
+language model would make it longer.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import BinaryIO
+
+import numpy as np
+
+from modeling_encodec.bitstream.container import (
+    Damage,
+    End,
+    Header,
+    Segment,
+    SegmentWriter,
+    read_header,
+    read_segments,
+    write_header,
+)
+from modeling_encodec.bitstream.ecdc import EcdcError
+from modeling_encodec.bitstream.fingerprints import codebook_fingerprint, lm_fingerprint, model_fingerprint
+from modeling_encodec.bitstream.segment_coders import LMCoder, RawCoder
+from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.modeling_lm_encodec import EncodecLM
+
+
+SEGMENT_SECONDS = 10.0
+# What the container's fields hold.
+MOST_FRAMES, MOST_CHUNKS = (1 << 16) - 1, 255
+
+
+@dataclass(frozen=True)
+class DecodedSegment:
+    """One segment's codes (K, F) int64 and its chunks' scales, if the model normalises."""
+
+    index: int
+    codes: np.ndarray
+    scales: tuple[float, ...]
+
+
+class EcdcWriter:
+    """Writes codes as they come; the file needs no seeking, and the signal's length need not be known before its end.
+
+    writer = EcdcWriter(file, model, num_codebooks=8, lm=lm)
+    writer.write(codes)  # (K, F), as often as there are any
+    writer.close(audio_length)
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        model: EncodecModel,
+        *,
+        num_codebooks: int,
+        model_name: str,
+        lm: EncodecLM | None = None,
+        lm_name: str | None = None,
+        segment_seconds: float = SEGMENT_SECONDS,
+        audio_length: int | None = None,
+        file_id: int | None = None,
+    ):
+        """Args:
+            num_codebooks: of the codes that will come.
+            lm: codes with it what gets shorter by it; it needs its integer form.
+            model_name, lm_name: what the file calls them.
+            segment_seconds: what is lost at most when a byte is; and the delay of a stream.
+            audio_length: samples, if known.
+            file_id: a number of 32 bits that tells this file's segments from others'; by default a hash of the first.
+
+        Raises:
+            ValueError: for a language model of another codec, or without integer form.
+        """
+        config = model.config
+        self.file, self.config, self.file_id, self.segments = file, config, file_id, None
+        self.coders = (RawCoder(config.codebook_nbits), None if lm is None else LMCoder(lm))
+        if lm is not None:
+            check_lm(lm, model, num_codebooks)
+        frames, samples = segment_size(config, segment_seconds)
+        self.header = Header(
+            model_name=model_name,
+            model_fingerprint=model_fingerprint(model),
+            lm_name=None if lm is None else lm_name,
+            lm_fingerprint=None if lm is None else lm_fingerprint(lm),
+            sampling_rate=config.sampling_rate,
+            channels=config.audio_channels,
+            codebooks=num_codebooks,
+            codebook_size=config.codebook_size,
+            hop_length=config.hop_length,
+            frames_per_segment=frames,
+            samples_per_segment=samples,
+            has_scales=config.normalize,
+            audio_length=audio_length,
+            file_id=0,
+        )
+        self.pending: list[np.ndarray] = []
+        self.scales: list[float] = []
+
+    def write(self, codes: np.ndarray, scale: float | None = None) -> None:
+        """Add codes (K, F); one whole chunk and its scale if the model has chunks. Full segments are written."""
+        chunks = self.config.chunk_length is not None
+        self.pending.append(np.asarray(codes))
+        if scale is not None:
+            self.scales.append(float(scale))
+        while True:
+            if chunks:
+                full = len(self.pending) * self.config.chunk_stride >= self.header.samples_per_segment
+                frames = sum(piece.shape[1] for piece in self.pending)
+            else:
+                frames = self.header.frames_per_segment
+                full = sum(piece.shape[1] for piece in self.pending) >= frames
+            if not full:
+                return
+            self._write_segment(frames)
+
+    def close(self, audio_length: int) -> None:
+        """Write what is left, and the end. `audio_length` is the whole signal's, in samples."""
+        frames = sum(piece.shape[1] for piece in self.pending)
+        if frames:
+            self._write_segment(frames)
+        self._open(b"")
+        self.segments.close(audio_length)
+
+    def _write_segment(self, frames: int) -> None:
+        codes = np.concatenate(self.pending, axis=1)
+        codes, rest = codes[:, :frames], codes[:, frames:]
+        self.pending = [rest] if rest.shape[1] else []
+        scales, self.scales = self.scales, []
+        self._open(codes.tobytes())
+        raw, by_lm = self.coders
+        payload, coded = raw.encode(codes), False
+        if by_lm is not None and len(shorter := by_lm.encode(codes)) < len(payload):
+            payload, coded = shorter, True
+        self.segments.write(frames, scales, payload, coded)
+
+    def _open(self, first: bytes) -> None:
+        """The header, when the first codes are there to give the file its number."""
+        if self.segments is None:
+            file_id = zlib.crc32(first) if self.file_id is None else self.file_id
+            self.header = replace(self.header, file_id=file_id)
+            write_header(self.file, self.header)
+            self.segments = SegmentWriter(self.file, self.header)
+
+
+class EcdcReader:
+    """Reads codes as they come: `DecodedSegment`s, a `Damage` where there are none, the `End`."""
+
+    def __init__(self, file: BinaryIO, header: Header | None = None):
+        """`file` stands at its beginning, or after the `header` that was read from it."""
+        self.file, self.header = file, header or read_header(file)
+
+    def read(
+        self, model: EncodecModel, lm: EncodecLM | None = None, *, together: int = 1, first: int = 0
+    ) -> Iterator[DecodedSegment | Damage | End]:
+        """What the file holds, in order, decoded as it arrives.
+
+        Args:
+            lm: the language model, needed if a segment was coded with it.
+            together: segments that are waited for, to be decoded at once, which is faster.
+            first: the segment at which the file stands, after `container.seek_segment`.
+
+        Raises:
+            EcdcError: at once if model or language model are not the file's.
+        """
+        check_models(self.header, model, lm)
+        coders = (RawCoder(self.header.bits_per_code), None if lm is None else LMCoder(lm))
+        return self._decoded(read_segments(self.file, self.header, first=first), coders, together)
+
+    def _decoded(self, items: Iterable, coders, together: int) -> Iterator[DecodedSegment | Damage | End]:
+        waiting: list[Segment] = []
+        for item in items:
+            if isinstance(item, Segment):
+                waiting.append(item)
+                if len(waiting) < together:
+                    continue
+            yield from self._decode(waiting, coders)
+            waiting = []
+            if not isinstance(item, Segment):
+                yield item
+        yield from self._decode(waiting, coders)
+
+    def _decode(self, segments: list[Segment], coders) -> Iterator[DecodedSegment | Damage]:
+        books, (raw, by_lm) = self.header.codebooks, coders
+        coded = [segment for segment in segments if segment.coded_with_lm]
+        payloads, frames = [segment.payload for segment in coded], [segment.frames for segment in coded]
+        found = {s.index: codes for s, codes in zip(coded, by_lm.decode(payloads, books, frames))} if coded else {}
+        for segment in segments:
+            codes = found.get(segment.index)
+            if codes is None:
+                codes = raw.decode(segment.payload, books, segment.frames)
+            problem = self._problem(segment, codes)
+            if problem is None:
+                yield DecodedSegment(segment.index, codes, segment.scales)
+            else:
+                start = segment.index * self.header.samples_per_segment
+                stop = start + self.header.samples_per_segment
+                yield Damage(segment.index, segment.index, start, stop, problem)
+
+    def _problem(self, segment: Segment, codes: np.ndarray) -> str | None:
+        """Why a segment that passed cannot be used: only a false writer makes such ones."""
+        if codes.max() >= self.header.codebook_size:
+            return f"a code is {codes.max()}, allowed: up to {self.header.codebook_size - 1}"
+        return None
+
+
+def segment_size(config: EncodecConfig, seconds: float) -> tuple[int, int]:
+    """Frames of a segment of about so many seconds, at most, and samples from its start to the next one's."""
+    if not seconds > 0:
+        raise ValueError(f"segment_seconds is {seconds}, allowed: above 0")
+    samples = seconds * config.sampling_rate
+    if config.chunk_length is None:
+        frames = int(min(max(1, round(samples / config.hop_length)), MOST_FRAMES))
+        return frames, frames * config.hop_length
+    frames = config.num_frames(config.chunk_length)
+    chunks = int(min(max(1, round(samples / config.chunk_stride)), MOST_CHUNKS, MOST_FRAMES // frames))
+    return chunks * frames, chunks * config.chunk_stride
+
+
+def segment_frames(config: EncodecConfig, header: Header, index: int, audio_length: int) -> list[int]:
+    """Frames of each chunk in segment `index` of a signal of so many samples; of the segment, without chunks."""
+    start = index * header.samples_per_segment
+    stop = min(start + header.samples_per_segment, audio_length)
+    if config.chunk_length is None:
+        return [config.num_frames(stop - start)]
+    starts = range(start, stop, config.chunk_stride)
+    return [config.num_frames(min(config.chunk_length, audio_length - at)) for at in starts]
+
+
+def check_lm(lm: EncodecLM, model: EncodecModel, codebooks: int = 1) -> None:
+    """Refuse a language model that cannot code so many codebooks of this codec.
+
+    Raises:
+        ValueError: with what does not fit; without the integer form, how it is made.
+    """
+    ours, theirs = lm.config, model.config
+    if not ours.has_integer_form:
+        raise ValueError("the language model is float alone, allowed: with its integer form, by lm.quantize(codes)")
+    if ours.codebook_size != theirs.codebook_size or ours.num_codebooks < codebooks:
+        raise ValueError(
+            f"the language model has {ours.num_codebooks} codebooks of {ours.codebook_size}, allowed: at least "
+            f"{codebooks} of {theirs.codebook_size}, as the codec"
+        )
+    if ours.codec_fingerprint not in (None, codebook_fingerprint(model)):
+        raise ValueError(
+            f"the language model was trained on the codec {ours.codec_fingerprint}, allowed: "
+            f"{codebook_fingerprint(model)}, this codec's codebooks"
+        )
+
+
+def check_models(header: Header, model: EncodecModel, lm: EncodecLM | None) -> None:
+    """Refuse a model or language model that the file was not made with.
+
+    Raises:
+        EcdcError: which names both.
+    """
+    if (ours := model_fingerprint(model)) != header.model_fingerprint:
+        raise EcdcError(
+            f"the file was made with {header.model_name!r} (fingerprint {header.model_fingerprint}), "
+            f"this model's fingerprint is {ours}"
+        )
+    config = model.config
+    there = (header.sampling_rate, header.channels, header.codebook_size, header.hop_length, header.has_scales)
+    here = (config.sampling_rate, config.audio_channels, config.codebook_size, config.hop_length, config.normalize)
+    if there != here or header.codebooks > config.num_quantizers:
+        raise EcdcError(f"the file's header says {there}, {header.codebooks} codebooks; this model has {here}")
+    if header.lm_name is None:
+        return
+    if lm is None:
+        raise EcdcError(f"the file is coded with the language model {header.lm_name!r}, and none is given")
+    if (ours := lm_fingerprint(lm)) != header.lm_fingerprint:
+        raise EcdcError(
+            f"the file is coded with the language model {header.lm_name!r} (fingerprint {header.lm_fingerprint}), "
+            f"the one given has {ours}"
+        )

@@ -1,0 +1,106 @@
+"""Putting a file's segments together again, with something in the place of those that are damaged."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from modeling_encodec.bitstream.codes_file import DecodedSegment, segment_frames
+from modeling_encodec.bitstream.container import Damage, End, Header
+from modeling_encodec.bitstream.ecdc import EcdcError
+from modeling_encodec.configuration_encodec import EncodecConfig
+
+
+# Seconds over which audio fades out before silence and in after it.
+FADE_SECONDS = 0.005
+
+
+@dataclass(frozen=True)
+class JoinedCodes:
+    """A whole signal's codes: of each chunk (K, F), one for models without chunks; its scales; the spans that are not
+    its own, in samples."""
+
+    chunks: list[np.ndarray]
+    scales: list[float]
+    concealed: list[tuple[int, int]]
+    audio_length: int
+
+
+def join_segments(
+    items: Iterable[DecodedSegment | Damage | End],
+    header: Header,
+    config: EncodecConfig,
+    *,
+    strict: bool,
+    on_damage: Callable[[Damage], None],
+) -> JoinedCodes:
+    """All codes of a file; where a segment is missing, those of the one before it again (or after, at the start).
+
+    Raises:
+        EcdcError: if there is damage and `strict` is set, or nothing but damage.
+    """
+
+    def report(damage: Damage) -> None:
+        if strict:
+            raise EcdcError(damage.describe(header.sampling_rate))
+        on_damage(damage)
+
+    found: dict[int, DecodedSegment] = {}
+    length = header.audio_length
+    for item in items:
+        if isinstance(item, Damage):
+            report(item)
+        elif isinstance(item, End):
+            length = item.audio_length
+        else:
+            found[item.index] = item
+    if length == 0:
+        raise EcdcError("the file holds no audio")
+    if length is None and found:  # the end is missing: what there is is all there is
+        last = found[max(found)]
+        start, frames = last.index * header.samples_per_segment, last.codes.shape[1]
+        length = start + min(frames * header.hop_length, header.samples_per_segment)
+    for index, segment in sorted(found.items()):
+        if segment.codes.shape[1] != (frames := sum(segment_frames(config, header, index, length))):
+            span = _span(header, index, length)
+            report(Damage(index, index, *span, f"it has {segment.codes.shape[1]} frames, allowed: {frames}"))
+            del found[index]
+    if not found:
+        raise EcdcError("no segment of the file could be read")
+    return _join(found, header, config, length)
+
+
+def silence(audio: torch.Tensor, joined: JoinedCodes, sampling_rate: int) -> torch.Tensor:
+    """Audio (channels, T) with silence where it was concealed, faded at both ends."""
+    fade = max(1, int(FADE_SECONDS * sampling_rate))
+    gain = torch.ones(audio.shape[1], device=audio.device)
+    for start, end in joined.concealed:
+        gain[start:end] = 0
+        before, after = gain[max(0, start - fade) : start], gain[end : end + fade]
+        ramp = torch.arange(1, fade + 1, device=audio.device) / (fade + 1)
+        before.copy_(torch.minimum(before, ramp.flip(0)[fade - len(before) :]))
+        after.copy_(torch.minimum(after, ramp[: len(after)]))
+    return audio * gain
+
+
+def _join(found: dict[int, DecodedSegment], header: Header, config: EncodecConfig, length: int) -> JoinedCodes:
+    chunks, scales, concealed = [], [], []
+    for index in range(header.segments_in(length)):
+        frames = segment_frames(config, header, index, length)
+        segment = found.get(index)
+        if segment is None:
+            concealed.append(_span(header, index, length))
+            near = found[max((n for n in found if n < index), default=min(found))]
+            codes = np.take(near.codes, np.arange(sum(frames)) % near.codes.shape[1], axis=1)
+            segment = DecodedSegment(index, codes, tuple(np.resize(near.scales, len(frames))) if near.scales else ())
+        chunks += np.split(segment.codes, np.cumsum(frames)[:-1], axis=1)
+        scales += segment.scales
+    if config.chunk_length is None:
+        chunks = [np.concatenate(chunks, axis=1)]
+    return JoinedCodes(chunks, scales, concealed, length)
+
+
+def _span(header: Header, index: int, length: int) -> tuple[int, int]:
+    start = index * header.samples_per_segment
+    return start, min(start + header.samples_per_segment, length)
