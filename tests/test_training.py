@@ -24,11 +24,12 @@ from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.evaluation.metrics import si_snr
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
-from modeling_encodec.training import trainer as trainer_module
+from modeling_encodec.training import run as run_module
 from modeling_encodec.training.checkpoint import load_discriminators
 from modeling_encodec.training.codec_update import CodecUpdate, NonFiniteLoss, choices_of
 from modeling_encodec.training.configuration import TrainingConfig
-from modeling_encodec.training.trainer import CodecTrainer, build_model, make_accelerator
+from modeling_encodec.training.run import make_accelerator
+from modeling_encodec.training.trainer import CodecTrainer, build_model
 
 
 GOLDEN = Path(__file__).parent / "golden" / "training.json"
@@ -218,14 +219,14 @@ def test_saved_model_is_a_normal_folder(config, place):
     audio = torch.randn(1, 1, 4800, generator=torch.Generator().manual_seed(0)) * 0.1
     assert torch.equal(ours.encode(audio, bandwidth=1.8)[0], stock.encode(audio, bandwidth=1.8)[0])
     assert EncodecFeatureExtractor.from_pretrained(folder).sampling_rate == 24000
-    assert_equal(dict(ours.state_dict()), trainer.average)
+    assert_equal(dict(ours.state_dict()), trainer.averages.state)
     assert set(load_discriminators(folder / "discriminators.safetensors")) == {"0.9", "1.8"}
     scores = [line for line in log_of(options) if "si_snr/0.9" in line]
     assert [line["update"] for line in scores] == [3, 6] and "mel_distance/1.8" in scores[0]
     assert (trainer.folder / "listening" / "update_0000006" / "spectrograms.png").exists()
     assert list(trainer.folder.rglob("events.out.tfevents*"))
     assert trainer.model.training and not torch.equal(
-        trainer.model.decoder.layers[0].conv.bias, trainer.average["decoder.layers.0.conv.bias"]
+        trainer.model.decoder.layers[0].conv.bias, trainer.averages.state["decoder.layers.0.conv.bias"]
     )
 
 
@@ -270,8 +271,8 @@ def test_bad_files_are_listed_and_never_fatal(config, tmp_path):
 
 def test_pushes_the_finished_model(config, monkeypatch):
     pushed = []
-    monkeypatch.setattr(trainer_module, "make_repository", pushed.append)
-    monkeypatch.setattr(trainer_module, "push", lambda folder, repository: pushed.append((folder, repository)))
+    monkeypatch.setattr(run_module, "make_repository", pushed.append)
+    monkeypatch.setattr(run_module, "push", lambda folder, repository: pushed.append((folder, repository)))
     trainer = run(dataclasses.replace(config, push_to="someone/codec"))
     assert pushed == ["someone/codec", (trainer.folder / "model", "someone/codec")]
 
@@ -395,8 +396,8 @@ def test_resuming_needs_the_checkpoint_alone_and_lists_files_once(config, tmp_pa
     shutil.rmtree(trainer.folder / "model")
     again = CodecTrainer(dataclasses.replace(options, resume=True, max_minutes=1e-6))
     assert_equal(trainer.codec.state_dict(), again.codec.state_dict())
-    assert_equal(trainer.average, again.average)
-    assert trainer.average.keys() == trainer.model.state_dict().keys()
+    assert_equal(trainer.averages.state, again.averages.state)
+    assert trainer.averages.state.keys() == trainer.model.state_dict().keys()
     assert len((trainer.folder / "skipped_files.jsonl").read_text().splitlines()) == 1
 
 

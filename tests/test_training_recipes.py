@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from modeling_encodec.training.configuration import load_config, recipe_names
+from modeling_encodec.training.configuration import TrainingConfig, load_config
 from modeling_encodec.training.debian_corpora import (
     DOMAINS,
     PACKAGES,
@@ -20,6 +20,7 @@ from modeling_encodec.training.debian_corpora import (
     prepare,
     read_packaged_audio,
 )
+from modeling_encodec.training.options import recipe_names
 
 
 RATE = 44100
@@ -28,10 +29,10 @@ DEBIAN_MANIFESTS = ["corpora/speech.jsonl", "corpora/words.jsonl", "corpora/musi
 
 
 def test_recipe_names():
-    assert recipe_names() == ["c16_debian", "debian_24khz", "paper_24khz", "paper_48khz"]
+    assert recipe_names(TrainingConfig) == ["c16_debian", "debian_24khz", "paper_24khz", "paper_48khz"]
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", recipe_names(TrainingConfig))
 def test_recipes_load_and_take_overrides(name):
     config = load_config(name, seed=7, output="elsewhere")
     assert (config.seed, config.output) == (7, "elsewhere")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,25 +13,19 @@ from safetensors.torch import load_file, save_file
 from modeling_encodec.atomic import atomic_path
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
-from modeling_encodec.training.configuration import TrainingConfig
+from modeling_encodec.training.options import RunConfig
 
 
 CHECKPOINT = "checkpoint.pt"
-# Options that may differ between a run and its continuation: they do not change what is learned.
-FREE_OPTIONS = {
-    *("output", "resume", "max_minutes", "workers", "device", "trackers", "push_to", "index", "listening"),
-    *("save_every", "validate_every", "listen_every", "log_every", "validation", "model"),
-    *("validation_clips", "validation_seconds", "listening_clips"),
-}
 
 
-def save_checkpoint(folder: Path, state: dict, config: TrainingConfig) -> None:
+def save_checkpoint(folder: Path, state: dict, config: RunConfig) -> None:
     """Write all that a run needs to go on, in one file that appears whole or not at all."""
     with atomic_path(folder / CHECKPOINT) as temporary:
         torch.save({"config": dataclasses.asdict(config), **state}, temporary)
 
 
-def load_checkpoint(folder: Path, config: TrainingConfig) -> dict:
+def load_checkpoint(folder: Path, config: RunConfig) -> dict:
     """The state that `save_checkpoint` wrote, if this configuration continues that run.
 
     Raises:
@@ -45,38 +40,44 @@ def load_checkpoint(folder: Path, config: TrainingConfig) -> dict:
     except Exception as error:  # whatever torch raises for a damaged file
         raise ValueError(f"{path}: not readable as a checkpoint ({' '.join(str(error).split())[:100]})") from None
     now = dataclasses.asdict(config)
-    before = dataclasses.asdict(TrainingConfig()) | state.pop("config")  # options are newer than some runs
-    changed = sorted(name for name in now if name not in FREE_OPTIONS and now[name] != before[name])
+    before = dataclasses.asdict(type(config)()) | state.pop("config")  # options are newer than some runs
+    changed = sorted(name for name in now if name not in config.free_options and now[name] != before[name])
     if changed:
         name = changed[0]
         raise ValueError(f"{name} is {now[name]!r}, allowed: {before[name]!r}, as in the run to be resumed")
     return state
 
 
-def save_model(folder: Path, model: EncodecModel, weights: dict, discriminators: dict, config: TrainingConfig) -> None:
-    """Write a model folder: codec with `weights`, feature extractor, discriminators and options beside it.
+def save_model(folder: Path, model: EncodecModel, weights: dict, discriminators: dict, config: RunConfig) -> None:
+    """Write a model folder: codec with `weights`, feature extractor, discriminators and options beside it."""
 
-    It is made beside its place and put there when complete.
-    """
-    target, new = folder / "model", folder / ".model-new"
+    def write(new: Path) -> None:
+        model.save_pretrained(new, state_dict=dict(weights))  # a copy: saving may empty the dict that it is given
+        settings = model.config
+        EncodecFeatureExtractor(
+            feature_size=settings.audio_channels,
+            sampling_rate=settings.sampling_rate,
+            chunk_length_s=settings.chunk_length_s,
+            overlap=settings.overlap,
+        ).save_pretrained(new)
+        if discriminators:
+            tensors = {
+                f"{name}/{key}": tensor.contiguous()
+                for name, state in discriminators.items()
+                for key, tensor in state.items()
+            }
+            save_file(tensors, new / "discriminators.safetensors")
+        (new / "training_config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+    save_folder(folder / "model", write)
+
+
+def save_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """A folder that `write` fills beside its place, and that is put there when complete."""
+    new, old = target.with_name(f".{target.name}-new"), target.with_name(f".{target.name}-old")
     shutil.rmtree(new, ignore_errors=True)
-    model.save_pretrained(new, state_dict=dict(weights))  # a copy: saving may empty the dict that it is given
-    settings = model.config
-    EncodecFeatureExtractor(
-        feature_size=settings.audio_channels,
-        sampling_rate=settings.sampling_rate,
-        chunk_length_s=settings.chunk_length_s,
-        overlap=settings.overlap,
-    ).save_pretrained(new)
-    if discriminators:
-        tensors = {
-            f"{name}/{key}": tensor.contiguous()
-            for name, state in discriminators.items()
-            for key, tensor in state.items()
-        }
-        save_file(tensors, new / "discriminators.safetensors")
-    (new / "training_config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    old = folder / ".model-old"
+    new.mkdir(parents=True)
+    write(new)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
 from torch.nn import functional as F
 
 from modeling_encodec.modeling_encodec import EncodecModel
@@ -22,10 +21,7 @@ from modeling_encodec.training.balancer import Balancer
 from modeling_encodec.training.configuration import TrainingConfig
 from modeling_encodec.training.discriminator import windows_for
 from modeling_encodec.training.losses import MelLoss
-
-
-class NonFiniteLoss(ArithmeticError):
-    """A loss is NaN or infinite; the weights are still those from before the update."""
+from modeling_encodec.training.optimization import NonFiniteLoss, combine_gradients
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ class CodecUpdate:
         steps = [(self.optimizer, self.parameters, self.config.max_gradient_norm)]
         if learns:
             steps.append((adversary.optimizer, list(adversary.network.parameters()), None))
-        norms = [self._average_gradients(parameters, limit) for _, parameters, limit in steps]
+        norms = [combine_gradients(parameters, self.accelerator, limit) for _, parameters, limit in steps]
         if not all(map(math.isfinite, norms)):
             raise NonFiniteLoss(f"finite, but norms of gradients {norms}")
         self._set_rates(update)
@@ -203,20 +199,9 @@ class CodecUpdate:
             )
         self.code_counts[: len(counts)].lerp_(counts, 1 - self.config.codebook_decay)
 
-    def _average_gradients(self, parameters: list[nn.Parameter], max_norm: float | None) -> float:
-        """Average gradients over processes and scale them down to `max_norm`; returns their norm before that."""
-        if self.accelerator.num_processes > 1:
-            flat = self._mean(torch.cat([parameter.grad.flatten() for parameter in parameters]))
-            for parameter, gradient in zip(parameters, flat.split([parameter.numel() for parameter in parameters])):
-                parameter.grad.copy_(gradient.view_as(parameter))
-        return float(nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm))
-
     def _set_rates(self, update: int) -> None:
         """Learning rates of this update: a rise over the warm-up, then a cosine down to `decay_to`."""
-        config = self.config
-        rise = min(1.0, (update + 1) / config.warmup_updates) if config.warmup_updates else 1.0
-        cosine = (1 + math.cos(math.pi * min(1.0, update / config.updates))) / 2
-        factor = rise * (config.decay_to + (1 - config.decay_to) * cosine)
+        config, factor = self.config, self.config.rate_factor(update)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
         for adversary in self.adversaries.values():

@@ -1,4 +1,4 @@
-"""The options of `modeling-encodec train`, made from the fields of `TrainingConfig`."""
+"""The options of `modeling-encodec train` and `train-lm`, made from the fields of their configurations."""
 
 import dataclasses
 import inspect
@@ -9,21 +9,22 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from modeling_encodec.training.configuration import CorpusConfig, TrainingConfig, load_config, recipe_names
+from modeling_encodec.training.options import CorpusConfig, RunConfig, load_recipe, recipe_names
 
 
-Recipe = Annotated[str | None, typer.Argument(help=f"A .toml or .json file, or one of: {', '.join(recipe_names())}.")]
 Data = Annotated[
     list[str] | None,
     typer.Option("--data", help="Corpus as DOMAIN=PLACE, such as music=songs/; instead of the recipe's. Repeatable."),
 ]
 
 
-def with_training_options(run: Callable[[TrainingConfig], None]) -> Callable:
-    """A command that takes a recipe and, as options that replace what it says, every field of `TrainingConfig`.
+def with_training_options(run: Callable[[RunConfig], None]) -> Callable:
+    """A command that takes a recipe and, as options that replace what it says, every field of the configuration that
+    `run` is annotated with.
 
     The word none takes back what a recipe says, where there can be none.
     """
+    config = get_type_hints(run)["config"]
 
     def command(recipe: str | None = None, data: list[str] | None = None, **options):
         given = {name: value for name, value in options.items() if value not in (None, [])}
@@ -32,15 +33,17 @@ def with_training_options(run: Callable[[TrainingConfig], None]) -> Callable:
                 given[name] = None if value == "none" else []
         if data:
             given["corpora"] = [dataclasses.asdict(parse_corpus(text, number)) for number, text in enumerate(data)]
-        run(load_config(recipe, **given) if recipe else TrainingConfig(**given))
+        run(load_recipe(config, recipe, **given) if recipe else config(**given))
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = ", ".join(recipe_names(config))
+    recipe_help = typer.Argument(help=f"A .toml or .json file, or one of: {names}.")
     parameters = [
-        inspect.Parameter("recipe", kind, default=None, annotation=Recipe),
+        inspect.Parameter("recipe", kind, default=None, annotation=Annotated[str | None, recipe_help]),
         inspect.Parameter("data", kind, default=None, annotation=Data),
     ]
-    hints = get_type_hints(TrainingConfig)
-    for item in dataclasses.fields(TrainingConfig):
+    hints = get_type_hints(config)
+    for item in dataclasses.fields(config):
         if item.name != "corpora":
             annotation = Annotated[_plain(hints[item.name]) | None, typer.Option(help=_help(item, hints[item.name]))]
             parameters.append(inspect.Parameter(item.name, kind, default=None, annotation=annotation))

@@ -32,7 +32,7 @@ from modeling_encodec.training.clips import (
     index_files,
     measure_clip,
 )
-from modeling_encodec.training.configuration import CorpusConfig, TrainingConfig
+from modeling_encodec.training.options import CorpusConfig, RunConfig
 
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class DatasetRow:
         return location() if callable(location) else location
 
 
-def open_corpora(config: TrainingConfig, channels: int, *, datasets: dict | None = None) -> list:
+def open_corpora(config: RunConfig, channels: int, *, datasets: dict | None = None) -> list:
     """The corpora of a run, for a model of so many `channels`.
 
     `datasets`: `datasets.Dataset` or `IterableDataset` objects by corpus name, used instead of the corpus's source.
@@ -192,7 +192,7 @@ def open_corpora(config: TrainingConfig, channels: int, *, datasets: dict | None
     ]  # fmt: skip
 
 
-def index_folder(config: TrainingConfig) -> Path:
+def index_folder(config: RunConfig) -> Path:
     """Where a run keeps what it learned of its files."""
     return Path(config.index) if config.index else Path(config.output) / "index"
 

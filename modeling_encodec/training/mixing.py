@@ -21,8 +21,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from modeling_encodec.training.clips import Clip, UnusableClip, read_crop
-from modeling_encodec.training.configuration import TrainingConfig
 from modeling_encodec.training.corpora import Corpus, StreamedCorpus, choose, index_folder
+from modeling_encodec.training.options import RunConfig
 from modeling_encodec.training.reverberation import ImpulseResponses, reach, reverberate
 
 
@@ -49,7 +49,7 @@ class TrainingAudio(Dataset):
     """
 
     def __init__(
-        self, config: TrainingConfig, corpora: Sequence[Corpus | StreamedCorpus], sampling_rate: int, channels: int
+        self, config: RunConfig, corpora: Sequence[Corpus | StreamedCorpus], sampling_rate: int, channels: int
     ):
         """Raises ValueError if the corpora and the chances leave nothing to draw, or no impulse response is usable."""
         self.config, self.sampling_rate, self.channels = config, sampling_rate, channels
@@ -112,7 +112,7 @@ class TrainingAudio(Dataset):
 
 
 def batch_loader(
-    dataset: TrainingAudio,
+    dataset: Dataset,
     *,
     batch_size: int,
     rank: int = 0,
@@ -120,7 +120,7 @@ def batch_loader(
     start_batch: int = 0,
     workers: int = 0,
 ) -> DataLoader:
-    """Endless batches of one process: {"audio": float32 (B, channels, T), "skipped": [(name, reason), ...]}.
+    """Endless batches of one process: the examples' tensors, stacked, and all that they skipped.
 
     Batch number u of the process `rank` holds the examples from (u * world_size + rank) * batch_size on; the first is
     batch `start_batch`. `workers` processes read ahead, or none.
@@ -176,10 +176,9 @@ class _BatchNumbers:
 
 
 def _collate(examples: list[dict]) -> dict:
-    return {
-        "audio": torch.stack([example["audio"] for example in examples]),
-        "skipped": [item for example in examples for item in example["skipped"]],
-    }
+    tensors = [name for name, value in examples[0].items() if isinstance(value, torch.Tensor)]
+    stacked = {name: torch.stack([example[name] for example in examples]) for name in tensors}
+    return {**stacked, "skipped": [item for example in examples for item in example["skipped"]]}
 
 
 def _start_worker(worker: int) -> None:
@@ -206,7 +205,7 @@ def _start_worker(worker: int) -> None:
     threading.Thread(target=wait_for_end, daemon=True).start()
 
 
-def _strategies(config: TrainingConfig, corpora: Sequence[Corpus | StreamedCorpus]) -> list[Strategy]:
+def _strategies(config: RunConfig, corpora: Sequence[Corpus | StreamedCorpus]) -> list[Strategy]:
     """Paper 4.1, without those that have nothing to draw from."""
     drawn = [corpus for corpus in corpora if corpus.weight > 0]
     music = [corpus for corpus in drawn if corpus.domain == "music"]

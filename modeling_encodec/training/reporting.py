@@ -11,7 +11,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from modeling_encodec.atomic import atomic_path
-from modeling_encodec.training.configuration import TrainingConfig
+from modeling_encodec.training.options import RunConfig
 
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ LOG, SKIPPED = "log.jsonl", "skipped_files.jsonl"
 class Reporter:
     """Writes for the main process; on the others it only keeps the means of the interval."""
 
-    def __init__(self, folder: Path, config: TrainingConfig, accelerator: Accelerator):
+    def __init__(self, folder: Path, config: RunConfig, accelerator: Accelerator):
         self.folder, self.config, self.accelerator = folder, config, accelerator
         self.interactive = sys.stderr.isatty()
         self.sums: dict[str, list[float]] = {}

@@ -1,0 +1,223 @@
+"""Training a language model on the codes of a frozen codec: `LMTrainer` (paper section 3.3).
+
+    trainer = LMTrainer(load_lm_config("c16_debian", output="runs/lm"))
+    trainer.train()
+
+Codes come from tokenised datasets, or from audio that the codec encodes on the way. At its end a run makes the
+integer form, so that its model folder can be coded with. What runs have in common is in `run`.
+"""
+
+import json
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from modeling_encodec.bitstream.fingerprints import codebook_fingerprint
+from modeling_encodec.checkpoints import bundled_checkpoint
+from modeling_encodec.configuration_encodec import EncodecLMConfig
+from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.training.checkpoint import save_checkpoint, save_folder
+from modeling_encodec.training.code_sequences import PADDING, CodeSequences
+from modeling_encodec.training.corpora import Corpus, open_corpora
+from modeling_encodec.training.lm_configuration import LMTrainingConfig
+from modeling_encodec.training.lm_update import LMUpdate, rates_of
+from modeling_encodec.training.mixing import TrainingAudio
+from modeling_encodec.training.optimization import Averages, NonFiniteLoss
+from modeling_encodec.training.run import TrainingRun
+from modeling_encodec.training.validation import read_clips
+
+
+class LMTrainer(TrainingRun):
+    """A run: language model, codec, data, and what has been done so far."""
+
+    def __init__(self, config: LMTrainingConfig, *, datasets: dict | None = None):
+        """Build everything; `datasets` are `datasets` objects by corpus name, used instead of the corpus's source.
+
+        Raises:
+            ValueError: for options that do not fit one another, data without codes, a checkpoint of another run.
+            FileNotFoundError: for data or a checkpoint that are not there.
+        """
+        super().__init__(config)
+        state, device = self.state, self.accelerator.device
+        codec = EncodecModel.from_pretrained(config.codec or bundled_checkpoint(), dtype=torch.float32)
+        self.codec = codec.eval().requires_grad_(False).to(device)
+        self.fingerprint = codebook_fingerprint(codec)
+        lm = self._new_model() if state is None else EncodecLM(EncodecLMConfig.from_dict(state["architecture"]))
+        self.lm = lm.to(device).train()
+        self.learner = LMUpdate(self.lm, codec.config, config, self.accelerator)
+        self.equal_on_all_processes([self.lm])
+        self.averages = Averages(self.lm, config.weight_average)
+        self.data, self.digests = self._open_data(datasets)
+        if state is not None:
+            self.check_digests(self.digests, state["corpora"])
+            self.update = state["update"]
+            self.learner.load_state_dict(state["learner"])
+            self.averages.load(state["average"])
+            self.reporter.load_state_dict(state["interval"], self.update)
+        self.held_out = self._held_out_codes()
+
+    # ---- the loop ------------------------------------------------------------------------------------------------
+
+    def one_update(self, batch: dict) -> dict[str, float]:
+        """One update by this process's share of its batch; its bits."""
+        codes = self._codes(batch)
+        try:
+            losses = self.learner.run(codes, self.update)
+        except NonFiniteLoss as error:
+            path = self.folder / f"nonfinite_{self.update}_{self.accelerator.process_index}.safetensors"
+            save_file({"codes": codes.cpu().contiguous()}, path)
+            raise NonFiniteLoss(f"update {self.update}: {error}; the batch is in {path}") from None
+        self.averages.update()
+        return losses
+
+    def log(self) -> None:
+        """Write this interval's means."""
+        means = self.reporter.means()
+        self.reporter.write(self.update, {f"train/{name}": value for name, value in means.items()})
+        self.say({name: value for name, value in means.items() if not name.startswith("codebook/")})
+
+    def show(self) -> None:
+        """Bits of the held-out codes, when they are due and at the end."""
+        end = self.update == self.config.updates
+        if self.held_out and (end or self.update % self.config.validate_every == 0):
+            with self.averages:
+                results = self._validate()
+            self.reporter.write(self.update, results)
+            self.say(results)
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Bits per second and saving at every bandwidth, over all held-out codes."""
+        results = {}
+        for bandwidth in self.codec.config.target_bandwidths:
+            books = self.codec.config.num_quantizers_for_bandwidth(bandwidth)
+            bits = count = 0
+            for codes in self.held_out:
+                codes = codes[None, :books].to(self.lm.device)
+                bits += self.lm(codes, codes, return_logits=False).loss.item() * codes.numel()
+                count += codes.numel()
+            results |= rates_of(bits / count, bandwidth, self.codec.config)
+        return results
+
+    # ---- pieces --------------------------------------------------------------------------------------------------
+
+    def _new_model(self) -> EncodecLM:
+        """The language model that a run starts with, in float32."""
+        config, codec = self.config, self.codec.config
+        if config.model is None:
+            names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+            own = {name: getattr(config, name) for name in (*names, "context_seconds", "max_positions")}
+            return EncodecLM(EncodecLMConfig.for_codec(codec, codec_fingerprint=self.fingerprint, **own))
+        if Path(config.model).is_absolute() and not Path(config.model).is_dir():
+            raise FileNotFoundError(f"{config.model}: no such model folder")
+        lm = EncodecLM.from_pretrained(config.model, dtype=torch.float32)
+        if (lm.config.num_codebooks, lm.config.codebook_size) != (codec.num_quantizers, codec.codebook_size):
+            raise ValueError(
+                f"the language model has {lm.config.num_codebooks} codebooks of {lm.config.codebook_size}, allowed: "
+                f"{codec.num_quantizers} of {codec.codebook_size}, as the codec has"
+            )
+        lm.drop_integer_form()  # that of the weights before this training
+        lm.config.codec_fingerprint = self.fingerprint
+        return lm
+
+    def _open_data(self, datasets: dict | None):
+        """The examples, and a digest of each source that can be known beforehand."""
+        config, codec = self.config, self.codec.config
+        if bool(config.codes) == bool(config.corpora):
+            raise ValueError(
+                f"codes is {config.codes}, corpora has {len(config.corpora)} entries, allowed: one of the two"
+            )
+        frames = codec.num_frames(round(config.segment_seconds * codec.sampling_rate))
+        if config.codes:
+            data = self._open_codes(config.codes, frames)
+            return data, {"codes": data.digest}
+        if codec.chunk_length is not None and config.segment_seconds > codec.chunk_length_s:
+            raise ValueError(
+                f"segment_seconds is {config.segment_seconds}, allowed with audio: up to {codec.chunk_length_s}, "
+                "this codec's chunk; tokenised datasets can be longer"
+            )
+        with self.accelerator.main_process_first():  # it reads the files, the others find its index
+            corpora = open_corpora(config, codec.audio_channels, datasets=datasets)
+            data = TrainingAudio(config, corpora, codec.sampling_rate, codec.audio_channels)
+        stored = [corpus for corpus in corpora if isinstance(corpus, Corpus)]
+        if self.accelerator.is_main_process:
+            for source in stored:
+                self.reporter.skipped(source.skipped)
+        return data, {corpus.name: corpus.digest for corpus in stored}
+
+    def _open_codes(self, places: list[str], frames: int) -> CodeSequences:
+        codec = self.codec.config
+        return CodeSequences(
+            places,
+            self.config.codes_column,
+            codebooks=codec.num_quantizers,
+            size=codec.codebook_size,
+            frames=frames,
+            seed=self.config.seed,
+        )
+
+    def _held_out_codes(self) -> list[torch.Tensor]:
+        """Codes (K, F) of what is held out, spread evenly over its recordings."""
+        config, codec = self.config, self.codec.config
+        most = codec.num_frames(round(config.validation_seconds * codec.sampling_rate))
+        if config.validation_codes:
+            source = self._open_codes([config.validation_codes], most)
+            rows = [row for row in range(len(source)) if source.lengths[row] > 0]
+            step = max(1, len(rows) / config.validation_clips)
+            chosen = [rows[int(n * step)] for n in range(min(config.validation_clips, len(rows)))]
+            return [source.recording(row)[:, :most] for row in chosen]
+        if not config.validation:
+            return []
+        clips = read_clips(config.validation, self.codec, config.validation_clips, config.validation_seconds)
+        return [self._encode(audio)[0] for audio in clips.values()]
+
+    def _codes(self, batch: dict) -> torch.Tensor:
+        """(B, K, F), -100 for padding, of a batch of codes or of audio."""
+        if "codes" in batch:
+            return batch["codes"].to(self.accelerator.device)
+        return self._encode(batch["audio"])
+
+    @torch.no_grad()
+    def _encode(self, audio: torch.Tensor) -> torch.Tensor:
+        codec = self.codec
+        coded = codec.encode(audio.to(codec.device), num_quantizers=codec.config.num_quantizers)
+        return torch.cat(list(coded.audio_codes), dim=2)[..., : int(coded.codes_lengths.max())]
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the checkpoint and the model folder; with the integer form when all updates are done."""
+        if self.accelerator.is_main_process:
+            state = {
+                "update": self.update,
+                "architecture": self.lm.config.to_dict(),
+                "corpora": self.digests,
+                "learner": self.learner.state_dict(),
+                "average": self.averages.state,
+                "interval": self.reporter.state_dict(),
+            }
+            save_checkpoint(self.folder, state, self.config)
+            lm = EncodecLM(EncodecLMConfig.from_dict(self.lm.config.to_dict()))
+            lm.load_state_dict({name: tensor.cpu() for name, tensor in self.averages.weights().items()})
+            if self.update == self.config.updates:
+                lm.quantize(self._calibration_codes())
+
+            def write(folder: Path) -> None:
+                lm.save_pretrained(folder)
+                (folder / "training_config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+
+            save_folder(self.folder / "model", write)
+        self.accelerator.wait_for_everyone()
+
+    def _calibration_codes(self) -> list[torch.Tensor]:
+        """The first training sequences, each as long as it is."""
+        sequences = []
+        batches = -(-self.config.calibration_sequences // self.share)
+        for batch in islice(self.batches(0, workers=0), batches):
+            for codes in self._codes(batch).cpu():
+                sequences.append(codes[None, :, : int((codes[0] != PADDING).sum())])
+        return sequences[: self.config.calibration_sequences]

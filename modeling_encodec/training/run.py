@@ -1,0 +1,222 @@
+"""What all training runs have in common: processes and devices, the loop, stopping, what is kept and when.
+
+Runs in one process, or in several started by `accelerate launch` or `torchrun`. A run that was stopped, in whatever
+way, goes on from its last checkpoint with `resume=True` as if it had never been (to the bit on a CPU).
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Iterable
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
+from tqdm import tqdm
+
+from modeling_encodec.training.checkpoint import CHECKPOINT, load_checkpoint
+from modeling_encodec.training.mixing import batch_loader
+from modeling_encodec.training.options import RunConfig
+from modeling_encodec.training.reporting import Reporter
+
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingRun:
+    """A run: options, processes, and the loop. Kinds of runs say what an update is, what is shown and what is kept.
+
+    They set `data`, whose examples are batched, and `progress`, the loss that the progress bar shows; `start`,
+    `one_update`, `log`, `show` and `save` are theirs.
+    """
+
+    progress = "loss"
+
+    def __init__(self, config: RunConfig):
+        """Raises ValueError for options that do not fit one another, or a checkpoint of another run."""
+        self.config, self.folder = config, Path(config.output)
+        if not config.resume and (self.folder / CHECKPOINT).exists():
+            raise FileExistsError(f"{self.folder} holds a run: --resume goes on with it, or choose another output")
+        self.state = load_checkpoint(self.folder, config) if config.resume else None
+        self.accelerator = make_accelerator(config)
+        self.share = _share_of_batch(config, self.accelerator.num_processes)
+        self.reporter = Reporter(self.folder, config, self.accelerator)
+        self.update = 0
+        torch.manual_seed(config.seed)  # initial weights
+
+    def train(self) -> str:
+        """Train until the last update, the time limit or a signal. Returns "finished" or "stopped"; both are saved.
+
+        Raises:
+            NonFiniteLoss: with every process's batch saved in the output folder.
+        """
+        self.started = time.monotonic()
+        push_to = self.config.push_to if self.accelerator.is_main_process else None
+        if push_to:
+            make_repository(push_to)  # a name or token that does not do is better known now
+        with StopSignals() as signals, self.reporter:
+            if self.update == 0:
+                self.start()
+                self.save()
+            done = self._loop(signals)
+            self.save()
+        if done and push_to:
+            push(self.folder / "model", push_to)
+        return "finished" if done else "stopped"
+
+    def start(self) -> None:
+        """What comes before the first update of a new run."""
+
+    def _loop(self, signals: "StopSignals") -> bool:
+        """Update by update; True when the last one is done, False when stopped before."""
+        config = self.config
+        loader = self.batches(self.update, config.workers)
+        bar = tqdm(
+            total=config.updates,
+            initial=self.update,
+            desc="train",
+            unit="update",
+            disable=not self.accelerator.is_local_main_process or not self.reporter.interactive,
+        )
+        with bar:
+            for batch in islice(loader, config.updates - self.update):
+                self.reporter.skipped(batch["skipped"])
+                losses = self.one_update(batch)
+                self.update += 1
+                bar.update()
+                bar.set_postfix({self.progress: f"{losses[self.progress]:.3f}"}, refresh=False)
+                self.reporter.add(losses)
+                if self.update % config.log_every == 0:
+                    self.log()
+                self.show()
+                if self._should_stop(signals):
+                    return self.update == config.updates
+                if self.update % config.save_every == 0 and self.update < config.updates:
+                    self.save()
+        return True
+
+    def say(self, values: dict[str, float]) -> None:
+        """A line of values, where there is no progress bar to look at."""
+        if self.accelerator.is_main_process and not self.reporter.interactive:
+            text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            logger.info("update %d of %d: %s", self.update, self.config.updates, text)
+
+    def _should_stop(self, signals: "StopSignals") -> bool:
+        """Whether a signal or the clock has stopped any of the processes: all stop at the same update."""
+        limit = self.config.max_minutes
+        late = limit is not None and time.monotonic() - self.started > 60 * limit
+        stop = bool(signals.received or late)
+        if self.accelerator.num_processes > 1:
+            flag = torch.tensor(float(stop), device=self.accelerator.device)
+            stop = bool(self.accelerator.reduce(flag, "sum") > 0)
+        if stop:
+            logger.info("stopping after update %d (%s)", self.update, signals.received or "time, or another process")
+        return stop
+
+    def batches(self, start: int, workers: int):
+        """This process's batches, from number `start` on."""
+        return batch_loader(
+            self.data,
+            batch_size=self.share,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            start_batch=start,
+            workers=workers,
+        )
+
+    def check_digests(self, now: dict[str, str], before: dict[str, str]) -> None:
+        """A run is resumed on the data it began with; digests by name.
+
+        Raises:
+            ValueError: if that changed.
+        """
+        for name, digest in now.items():
+            if before.get(name) != digest:
+                raise ValueError(f"corpus {name!r} holds other files now, allowed: those of the run to be resumed")
+
+    def equal_on_all_processes(self, modules: Iterable[nn.Module]) -> None:
+        """Everybody starts with the first process's weights: machines of different kinds may draw them differently."""
+        if self.accelerator.num_processes > 1:
+            for module in modules:
+                for tensor in module.state_dict().values():
+                    torch.distributed.broadcast(tensor, 0)
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """Devices, processes, number format and trackers of a run.
+
+    Raises:
+        ValueError: for a tracker that Accelerate does not know or whose package is missing, or Accelerate's own
+            configuration asking for a number format that is not supported.
+    """
+    there = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in config.trackers:
+        if tracker not in there:
+            installed = ", ".join(there) or "none"
+            raise ValueError(f"trackers are {config.trackers}, allowed: those installed ({installed})")
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision=None if config.mixed_precision == "auto" else config.mixed_precision,
+        log_with=config.trackers or None,
+        project_dir=config.output,
+        # The others wait while the first process reads every file for its index, or decodes the listening clips.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+    )
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise ValueError(f"Accelerate's mixed precision is {accelerator.mixed_precision}, allowed: no, bf16")
+    return accelerator
+
+
+def make_repository(repository: str) -> None:
+    """Make a Hub repository, if it is not there."""
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo(repository, exist_ok=True)
+
+
+def push(folder: Path, repository: str) -> None:
+    """Upload a model folder to a Hub repository."""
+    from huggingface_hub import HfApi
+
+    HfApi().upload_folder(repo_id=repository, folder_path=folder, commit_message="Trained with modeling-encodec")
+
+
+def _share_of_batch(config: RunConfig, processes: int) -> int:
+    """Examples of an update that one process computes."""
+    parts = processes * config.accumulation_steps
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size is {config.batch_size}, allowed: a multiple of {parts} "
+            f"({processes} processes times {config.accumulation_steps} accumulation steps)"
+        )
+    return config.batch_size // processes
+
+
+class StopSignals:
+    """Notes SIGTERM and SIGINT while the block lasts, so that the update in hand is completed and saved."""
+
+    def __init__(self):
+        self.received = ""
+
+    def __enter__(self):
+        self.before = {}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self.before[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread: somebody else's to handle
+                break
+        return self
+
+    def _note(self, number, frame):
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice
+        self.received = signal.Signals(number).name
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
