@@ -15,13 +15,16 @@ once can change a result:
   a whole number and a half. Those stay further from any whole number than a careless division or root could be off.
 - exp and GELU: tables, which lie in the checkpoint. Nothing is computed by `exp` or `sin` here.
 
-The price is measured in `tests/benchmarks/bench_lm.py`. The form needs float64, which Apple's GPUs lack: it then runs
-on the CPU.
+On a CPU the same lines run on numpy arrays instead of tensors, for at one frame a time the work is small and what each
+operation costs besides it counts. The form needs float64, which Apple's GPUs lack: it then runs on the CPU. The price
+in bits is measured in `tests/benchmarks/bench_lm_bits.py`.
 """
 
 import functools
 from dataclasses import dataclass, field
+from types import ModuleType
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -118,6 +121,12 @@ class IntegerLM(nn.Module):
         self, previous: torch.Tensor, cache: IntegerLMCache | None = None
     ) -> tuple[torch.Tensor, IntegerLMCache]:
         """See `EncodecLM.frequencies`; (B, K, F, codebook_size) int32."""
+        shares, cache = self.shares(previous, cache)
+        return torch.as_tensor(shares + 1).to(torch.int32).transpose(1, 2), cache
+
+    @torch.compiler.disable
+    def shares(self, previous: torch.Tensor, cache: IntegerLMCache | None = None) -> "tuple[Array, IntegerLMCache]":
+        """Frequencies less 1, as float64 (B, F, K, codebook_size): a numpy array on a CPU, else a tensor."""
         rows = len(previous)
         # Outside of inference mode, whatever the caller is in: of tensors made there none could be written to later.
         with torch.inference_mode(False), torch.no_grad():
@@ -128,15 +137,14 @@ class IntegerLM(nn.Module):
                 raise ValueError(f"cache is not of {rows} rows, allowed: what frequencies() returned for these rows")
             return self._run(previous, cache)
 
-    def _run(self, previous: torch.Tensor, cache: IntegerLMCache) -> tuple[torch.Tensor, IntegerLMCache]:
-        program = cache.program
+    def _run(self, previous: torch.Tensor, cache: IntegerLMCache) -> "tuple[Array, IntegerLMCache]":
+        program, blocks = cache.program, []
         with torch.autocast(program.device.type, enabled=False):
-            blocks = []
-            for block in previous.to(program.device).split(BLOCK_FRAMES, dim=2):
+            for block in previous.split(BLOCK_FRAMES, dim=2):
                 hidden, memories = program.hidden(block, cache)
                 cache = IntegerLMCache(program, memories, cache.frames + block.shape[2])
-                blocks.append(program.distributions(hidden, block.shape[1]))
-        return torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0], cache
+                blocks.append(program.shares(hidden, block.shape[1]))
+        return program.xp.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0], cache
 
     def _current_program(self) -> "_Program":
         """The tables as float tensors, made anew when they have changed or moved."""
@@ -149,6 +157,9 @@ class IntegerLM(nn.Module):
         return self.__dict__ | {"_program": None}
 
 
+Array = np.ndarray | torch.Tensor
+
+
 @dataclass
 class _Memory:
     """Keys and values (2, B, heads, room, head_dim) of one layer, of which the first `length` count.
@@ -157,29 +168,28 @@ class _Memory:
     `taken`, and copies: a cache stays what it is.
     """
 
-    pairs: torch.Tensor
+    pairs: Array
     length: int
     taken: list[int] = field(default_factory=lambda: [0])
 
-    def extended(self, pairs: torch.Tensor, reach: int) -> tuple["_Memory", torch.Tensor]:
+    def extended(self, pairs: Array, reach: int, place: "_Place") -> tuple["_Memory", Array]:
         """The memory for the frames after these, and all keys and values that these may see."""
         frames, length, room, taken = pairs.shape[3], self.length, self.pairs, self.taken
         if taken[0] != length or length + frames > room.shape[3]:
             kept = min(length, reach)
-            room = pairs.new_zeros(*pairs.shape[:3], 2 * reach + frames + 1, pairs.shape[4])
+            room = place.zeros(*pairs.shape[:3], 2 * reach + frames + 1, pairs.shape[4])
             room[:, :, :, :kept] = self.pairs[:, :, :, length - kept : length]
             length, taken = kept, [0]
         end = length + frames
-        room.narrow(3, length, frames).copy_(pairs)
+        room[:, :, :, length:end] = pairs
         taken[0] = end
-        first = max(0, length - reach)
-        return _Memory(room, end, taken), room.narrow(3, first, end - first)
+        return _Memory(room, end, taken), room[:, :, :, max(0, length - reach) : end]
 
 
 @functools.cache
-def int8_products_are_exact(width_in: int, width_out: int, device: str) -> bool:
-    """Whether `torch._int_mm` gives exact products of these sizes here, tried with the greatest factors there are."""
-    if device != "cpu" or not hasattr(torch, "_int_mm"):
+def int8_products_are_exact(width_in: int, width_out: int) -> bool:
+    """Whether `torch._int_mm` gives exact products of these sizes on this CPU, tried with the greatest factors."""
+    if not hasattr(torch, "_int_mm"):
         return False
     most = torch.full((width_in,), MOST_ACTIVATION, dtype=torch.int8)
     signs = most * torch.tensor([1, -1], dtype=torch.int8).repeat(width_in)[:width_in]
@@ -198,169 +208,237 @@ def int8_products_are_exact(width_in: int, width_out: int, device: str) -> bool:
         return False
 
 
+class _Place:
+    """Where a program computes, on numpy arrays or on tensors, and what the two write differently."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.on_cpu = device, device.type == "cpu"
+        self.xp: ModuleType = np if self.on_cpu else torch
+        self.float64 = self.xp.float64
+
+    def array(self, table: torch.Tensor, dtype: torch.dtype = torch.float64) -> Array:
+        """A table in the numbers it is computed in."""
+        table = table.detach().to(self.device, dtype)
+        return table.numpy() if self.on_cpu else table
+
+    def number(self, value: float) -> Array:
+        """What `limit` takes."""
+        return np.float64(value) if self.on_cpu else torch.tensor(value, dtype=torch.float64, device=self.device)
+
+    def zeros(self, *shape: int) -> Array:
+        """Zeros, float64."""
+        return np.zeros(shape) if self.on_cpu else torch.zeros(shape, dtype=torch.float64, device=self.device)
+
+    def limit(self, x: Array, least: Array, most: Array) -> Array:
+        """`x` within [least, most], in place."""
+        self.xp.maximum(x, least, out=x)
+        return self.xp.minimum(x, most, out=x)
+
+    def floor(self, x: Array) -> Array:
+        """In place."""
+        return self.xp.floor(x, out=x)
+
+    def quotient(self, one: float, x: Array) -> Array:
+        """The floor of one / x, which must be far enough from whole numbers."""
+        return self.floor(one / x)
+
+    def root(self, x: Array) -> Array:
+        """The floor of the root of `x`, which must be far enough from squares, in place."""
+        return self.floor(self.xp.sqrt(x, out=x))
+
+    def product(self, a: Array, b: Array) -> Array:
+        """Matrix product. (numpy's would start threads of its own.)"""
+        return torch.matmul(torch.from_numpy(a), torch.from_numpy(b)).numpy() if self.on_cpu else a @ b
+
+    def looked_up(self, table: Array, index: Array) -> Array:
+        """Entries of a table at whole numbers that floats hold."""
+        if self.on_cpu:
+            return table.take(index.astype(np.int64))
+        return table.index_select(0, index.flatten().long()).view(index.shape)
+
+
 class _Linear:
     """Activations (B, F, in), whole numbers within MOST_ACTIVATION, to (B, F, out); its first `rows` outputs alone."""
 
-    def __init__(self, tables: IntegerLinear, device: torch.device, rows: int | None = None):
-        weight = tables.weight[:rows]
-        self.int8 = int8_products_are_exact(weight.shape[1], weight.shape[0], device.type)
-        kind = (torch.int8, torch.int32) if self.int8 else (torch.float32, torch.float32)
-        weight = weight.to(device, kind[0])
-        self.weight = weight.t() if self.int8 else weight
-        self.bias, self.scale = tables.bias[:rows].to(device, kind[1]), _powers(tables.exponent[:rows], device)
+    def __init__(self, tables: IntegerLinear, place: _Place, rows: int | None = None):
+        self.place, weight = place, tables.weight[:rows].to(place.device)
+        self.int8 = place.on_cpu and int8_products_are_exact(weight.shape[1], weight.shape[0])
+        self.weight = (weight if self.int8 else weight.float()).t()
+        self.bias, self.scale = place.array(tables.bias[:rows]), place.array(_powers(tables.exponent[:rows]))
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.int8:
-            product = (
-                torch._int_mm(x.to(torch.int8).flatten(0, 1), self.weight).add_(self.bias).unflatten(0, x.shape[:2])
-            )
+    def __call__(self, x: Array) -> Array:
+        if self.place.on_cpu:
+            rows = torch.from_numpy(x.reshape(-1, x.shape[2]).astype(np.int8 if self.int8 else np.float32))
+            product = (torch._int_mm(rows, self.weight) if self.int8 else rows @ self.weight).numpy()
         else:
-            product = nn.functional.linear(x.float(), self.weight, self.bias)
-        return (product * self.scale).floor_()
+            product = x.flatten(0, 1).float() @ self.weight
+        x = product.reshape(*x.shape[:2], -1) + self.bias
+        x *= self.scale
+        return self.place.floor(x)
 
 
 class _Norm:
-    def __init__(self, tables: IntegerNorm, device: torch.device):
+    def __init__(self, tables: IntegerNorm, place: _Place):
+        self.place = place
         # With this the product of gain and normalised value counts residual units.
         unit = 2.0 ** (RESIDUAL_BITS - GAIN_BITS - INVERSE_BITS)
-        self.gain = tables.gain.to(device, torch.float64) * unit
-        self.offset = tables.offset.to(device, torch.float64) * unit
-        self.epsilon = float(tables.epsilon) + 0.5
-        self.share = 1 / len(self.gain)
-        self.one = torch.tensor(2.0**INVERSE_BITS + 0.5, dtype=torch.float64, device=device)
+        self.gain, self.offset = place.array(tables.gain) * unit, place.array(tables.offset) * unit
+        self.epsilon, self.share = float(tables.epsilon) + 0.5, 1 / len(self.gain)
+        self.one, self.limits = place.number(1), (place.number(-RESIDUAL_LIMIT), place.number(RESIDUAL_LIMIT))
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: Array) -> Array:
         """Whole numbers within 2 RESIDUAL_LIMIT to residual units."""
-        x = x - x.sum(-1, keepdim=True).add_(0.5).mul_(self.share).floor_()
-        root = (x * x).sum(-1, keepdim=True).add_(self.epsilon).sqrt_().floor_().clamp_(min=1)
-        x = x.mul_(torch.div(self.one, root).floor_())
-        return torch.addcmul(self.offset, x, self.gain).floor_().clamp_(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
+        place = self.place
+        mean = x.sum(axis=-1, keepdims=True)
+        mean += 0.5
+        mean *= self.share
+        x = x - place.floor(mean)
+        square = (x * x).sum(axis=-1, keepdims=True)
+        square += self.epsilon
+        root = place.root(square)
+        place.xp.maximum(root, self.one, out=root)
+        x *= place.quotient(2.0**INVERSE_BITS + 0.5, root)
+        x *= self.gain
+        x += self.offset
+        return place.limit(place.floor(x), *self.limits)
+
+
+class _Activations:
+    """The residual stream, or another place's whole numbers, in the units of the product it enters."""
+
+    def __init__(self, exponent: torch.Tensor, place: _Place):
+        self.place, self.scale = place, place.array(_powers(exponent))
+        self.limits = (place.number(-MOST_ACTIVATION), place.number(MOST_ACTIVATION))
+
+    def __call__(self, x: Array) -> Array:
+        x = x * self.scale
+        x += 0.5
+        return self.place.limit(self.place.floor(x), *self.limits)
 
 
 class _Layer:
-    def __init__(self, tables: IntegerLMLayer, config: EncodecLMConfig, device: torch.device):
-        self.heads, self.reach = config.num_attention_heads, config.context_frames
+    def __init__(self, tables: IntegerLMLayer, config: EncodecLMConfig, place: _Place):
+        self.place, self.heads, self.reach = place, config.num_attention_heads, config.context_frames
         for name in ("qkv_proj", "o_proj", "up_proj", "down_proj"):
-            setattr(self, name, _Linear(getattr(tables, name), device))
-        self.attention_norm = _Norm(tables.attention_norm, device)
-        self.output_norm = _Norm(tables.output_norm, device)
-        self.input_scale = _powers(tables.input_exponent, device)
-        self.middle_scale = _powers(tables.middle_exponent, device)
-        self.score_scale = _powers(tables.score_exponent, device)[:, None, None]
-        self.attended_scale = _powers(tables.attended_exponent, device)[:, None, None] * 2.0**-40
-        self.one = torch.tensor(2.0**40 + 0.5, dtype=torch.float64, device=device)
-        self.gelu = tables.gelu.to(device, torch.float64)
+            setattr(self, name, _Linear(getattr(tables, name), place))
+        self.attention_norm, self.output_norm = _Norm(tables.attention_norm, place), _Norm(tables.output_norm, place)
+        self.into, self.middle = (
+            _Activations(tables.input_exponent, place),
+            _Activations(tables.middle_exponent, place),
+        )
+        self.score_scale = place.array(_powers(tables.score_exponent))[:, None, None]
+        self.attended = _Activations(tables.attended_exponent[:, None, None], place)
+        self.attended.scale *= 2.0**-40
+        self.gelu = place.array(tables.gelu)
+        self.limits = (place.number(-2 * RESIDUAL_LIMIT), place.number(2 * RESIDUAL_LIMIT))
+        self.entries = (place.number(0), place.number(GELU_ENTRIES - 1))
+        self.last_step = place.number(ATTENTION_ENTRIES - 1)
 
-    def split(self, x: torch.Tensor) -> torch.Tensor:
+    def split(self, x: Array) -> Array:
         """Queries, keys and values (3, B, heads, F, head_dim) of activations (B, F, D)."""
-        qkv = self.qkv_proj(x).clamp_(-MOST_ACTIVATION, MOST_ACTIVATION)
-        return qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = self.place.limit(self.qkv_proj(x), *self.attended.limits)
+        qkv = qkv.reshape(*x.shape[:2], 3, self.heads, -1)
+        return self.place.xp.moveaxis(qkv, (0, 1, 2, 3), (1, 3, 0, 2))
 
-    def __call__(self, hidden: torch.Tensor, memory: _Memory, unseen, exp) -> tuple[torch.Tensor, _Memory]:
-        qkv = self.split(_activations(hidden, self.input_scale))
-        memory, pairs = memory.extended(qkv[1:], self.reach)
-        attended = self._attend(qkv[0], *pairs.unbind(), unseen, exp).transpose(1, 2).flatten(2)
-        hidden = self.attention_norm(_limited(self.o_proj(attended).add_(hidden)))
-        index = self.up_proj(_activations(hidden, self.middle_scale)).clamp_(0, GELU_ENTRIES - 1)
-        return self.output_norm(_limited(self.down_proj(_looked_up(self.gelu, index)).add_(hidden))), memory
+    def __call__(self, hidden: Array, memory: _Memory, unseen, exp) -> tuple[Array, _Memory]:
+        place = self.place
+        qkv = self.split(self.into(hidden))
+        memory, (keys, values) = memory.extended(qkv[1:], self.reach, place)
+        attended = self._attend(qkv[0], keys, values, unseen, exp)
+        total = self.o_proj(attended.swapaxes(1, 2).reshape(hidden.shape))
+        total += hidden
+        hidden = self.attention_norm(place.limit(total, *self.limits))
+        index = place.limit(self.up_proj(self.middle(hidden)), *self.entries)
+        total = self.down_proj(place.looked_up(self.gelu, index))
+        total += hidden
+        return self.output_norm(place.limit(total, *self.limits)), memory
 
-    def _attend(self, query, keys, values, unseen, exp) -> torch.Tensor:
+    def _attend(self, query: Array, keys: Array, values: Array, unseen, exp) -> Array:
         """Means of values (B, heads, F, head_dim), weighted by a table's exp of the scores."""
-        scores = query @ keys.transpose(2, 3)
+        place = self.place
+        scores = place.product(query, keys.swapaxes(2, 3))
         if unseen is not None:
-            scores.masked_fill_(unseen, HIDDEN_SCORE)
-        distance = (scores.amax(-1, keepdim=True) - scores).mul_(self.score_scale)
-        weights = _looked_up(exp, distance.clamp_(max=ATTENTION_ENTRIES - 1))
-        inverse = torch.div(self.one, weights.sum(-1, keepdim=True)).floor_()
-        mean = (weights @ values).mul_(inverse).mul_(self.attended_scale).add_(0.5).floor_()
-        return mean.clamp_(-MOST_ACTIVATION, MOST_ACTIVATION)
+            scores = place.xp.where(unseen, HIDDEN_SCORE, scores)
+        distance = place.xp.amax(scores, axis=-1, keepdims=True) - scores
+        distance *= self.score_scale
+        weights = place.looked_up(exp, place.xp.minimum(distance, self.last_step, out=distance))
+        mean = place.product(weights, values)
+        mean *= place.quotient(2.0**40 + 0.5, weights.sum(axis=-1, keepdims=True))
+        return self.attended(mean)
 
 
 class _Program:
-    """The tables in the numbers they are computed in, on one device."""
+    """The tables in the numbers they are computed in, in one place."""
 
     def __init__(self, tables: IntegerLM):
         config, device = tables.config, tables.embeddings.device
-        if device.type == "mps":  # has no float64
-            device = torch.device("cpu")
-        self.config, self.device = config, device
+        place = _Place(torch.device("cpu") if device.type == "mps" else device)  # which has no float64
+        self.config, self.place, self.device, self.xp = config, place, place.device, place.xp
         rows = config.codebook_size + 1
-        scale = _powers(tables.embedding_exponent, device).repeat_interleave(rows).float()
-        self.embeddings = tables.embeddings.to(device, torch.float32) * scale[:, None]
-        self.starts = rows * torch.arange(config.num_codebooks, device=device) + 1
-        self.input_norm = _Norm(tables.input_norm, device)
-        self.positions = tables.positions.to(device, torch.float64)
-        self.layers = [_Layer(layer, config, device) for layer in tables.layers]
-        self.head_scale = _powers(tables.head_exponent, device)
-        self.head = functools.cache(lambda books: _Linear(tables.head, device, books * config.codebook_size))
-        self.attention_exp = tables.attention_exp.to(device, torch.float64)
-        self.output_exp = tables.output_exp.to(device, torch.float64)
-        self.rest = torch.tensor(2.0**24 * (TOTAL - config.codebook_size) + 0.5, dtype=torch.float64, device=device)
+        scale = _powers(tables.embedding_exponent).repeat_interleave(rows)[:, None]
+        self.embeddings = place.array(tables.embeddings.cpu() * scale, torch.float32)
+        self.starts = place.array(rows * torch.arange(config.num_codebooks) + 1, torch.int64)
+        self.input_norm = _Norm(tables.input_norm, place)
+        self.positions = place.array(tables.positions)
+        self.layers = [_Layer(layer, config, place) for layer in tables.layers]
+        self.head_activations = _Activations(tables.head_exponent, place)
+        self.head = functools.cache(lambda books: _Linear(tables.head, place, books * config.codebook_size))
+        self.attention_exp, self.output_exp = place.array(tables.attention_exp), place.array(tables.output_exp)
+        self.last_step = place.number(OUTPUT_ENTRIES - 1)
 
     def first_memories(self, batch: int) -> list[_Memory]:
         """Memories before the first frame: empty, or with what a zero vector gives (`zero_past_key`)."""
-        config = self.config
-        zeros = torch.zeros(batch, 1, config.hidden_size, dtype=torch.float64, device=self.device)
-        count = int(config.zero_past_key)
-        return [_Memory(layer.split(zeros)[1:, ..., :count, :], count, [-1]) for layer in self.layers]
+        zeros, count = self.place.zeros(batch, 1, self.config.hidden_size), int(self.config.zero_past_key)
+        return [_Memory(layer.split(zeros)[1:, :, :, :count], count, [-1]) for layer in self.layers]
 
-    def hidden(self, previous: torch.Tensor, cache: IntegerLMCache) -> tuple[torch.Tensor, list[_Memory]]:
+    def hidden(self, previous: torch.Tensor, cache: IntegerLMCache) -> tuple[Array, list[_Memory]]:
         """The last layer's residual stream (B, F, D) for frames whose predecessors are `previous` (B, K, F)."""
-        books, frames = previous.shape[1:]
-        index = (previous.transpose(1, 2) + self.starts[:books]).flatten(0, 1)
-        summed = nn.functional.embedding_bag(index, self.embeddings, mode="sum").unflatten(0, (-1, frames))
-        hidden = self.input_norm(summed.double())
-        hidden = (hidden + self._positions(cache.frames, frames)).clamp_(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
+        place, (books, frames) = self.place, previous.shape[1:]
+        index = place.array(previous, torch.int64).swapaxes(1, 2) + self.starts[:books]
+        hidden = self.input_norm(self.embeddings[index].sum(axis=2, dtype=place.float64))
+        hidden += self._positions(cache.frames, frames)
+        hidden = place.limit(hidden, *self.input_norm.limits)
         unseen, memories = None, []
         past, reach = min(cache.memories[0].length, self.config.context_frames), self.config.context_frames
         if frames > 1:
-            distance = torch.arange(past, past + frames, device=self.device)[:, None]
-            distance = distance - torch.arange(past + frames, device=self.device)
-            unseen = (distance < 0) | (distance > reach)
+            distance = torch.arange(past, past + frames)[:, None] - torch.arange(past + frames)
+            unseen = place.array((distance < 0) | (distance > reach), torch.bool)
         for layer, memory in zip(self.layers, cache.memories):
             hidden, memory = layer(hidden, memory, unseen, self.attention_exp)
             memories.append(memory)
         return hidden, memories
 
-    def _positions(self, start: int, frames: int) -> torch.Tensor:
+    def _positions(self, start: int, frames: int) -> Array:
         """Rows of the table of positions, which begins again after its end."""
         start %= len(self.positions)
         if start + frames <= len(self.positions):
-            return self.positions.narrow(0, start, frames)
-        return self.positions[torch.arange(start, start + frames, device=self.device) % len(self.positions)]
+            return self.positions[start : start + frames]
+        return self.positions[self.xp.arange(start, start + frames) % len(self.positions)]
 
-    def distributions(self, hidden: torch.Tensor, books: int) -> torch.Tensor:
-        """Frequencies (B, K, F, V) of the codes, int32: 1 each, and the rest of TOTAL by exp of the logits."""
-        size = self.config.codebook_size
+    def shares(self, hidden: Array, books: int) -> Array:
+        """What is shared out by exp of the logits (B, F, K, V): all of TOTAL but 1 for each code."""
         weights = self.weights(hidden, books)
+        rest = TOTAL - self.config.codebook_size
         # In 2**-24 of a share; with this the quotient is far enough from whole numbers to be floored safely.
-        inverse = torch.div(self.rest, weights.sum(-1, keepdim=True)).floor_().mul_(2.0**-24)
-        shares = weights.mul_(inverse).floor_()
-        shares[..., -1] += TOTAL - size - shares.sum(-1)  # what rounding down left, a few millionths
-        return shares.add_(1).to(torch.int32).transpose(1, 2)
+        inverse = self.place.quotient(2.0**24 * rest + 0.5, weights.sum(axis=-1, keepdims=True))
+        inverse *= 2.0**-24
+        weights *= inverse
+        shares = self.place.floor(weights)
+        shares[..., -1] += rest - shares.sum(axis=-1)  # what rounding down left, a few millionths
+        return shares
 
-    def weights(self, hidden: torch.Tensor, books: int) -> torch.Tensor:
+    def weights(self, hidden: Array, books: int) -> Array:
         """A table's exp of the logits (B, F, K, V), relative to the greatest of a code."""
-        logits = self.head(books)(_activations(hidden, self.head_scale)).unflatten(2, (books, -1))
-        distance = (logits.amax(-1, keepdim=True) - logits).clamp_(max=OUTPUT_ENTRIES - 1)
-        return _looked_up(self.output_exp, distance)
+        logits = self.logits(hidden, books)
+        distance = self.xp.amax(logits, axis=-1, keepdims=True) - logits
+        return self.place.looked_up(self.output_exp, self.xp.minimum(distance, self.last_step, out=distance))
+
+    def logits(self, hidden: Array, books: int) -> Array:
+        """(B, F, K, V), in steps of 2**-OUTPUT_STEP_BITS nats."""
+        return self.head(books)(self.head_activations(hidden)).reshape(*hidden.shape[:2], books, -1)
 
 
-def _activations(hidden: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The residual stream in the units of the product it enters."""
-    return (hidden * scale).add_(0.5).floor_().clamp_(-MOST_ACTIVATION, MOST_ACTIVATION)
-
-
-def _looked_up(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Entries of a table at whole numbers that floats hold."""
-    return table.index_select(0, index.flatten().long()).view(index.shape)
-
-
-def _limited(total: torch.Tensor) -> torch.Tensor:
-    return total.clamp_(-2 * RESIDUAL_LIMIT, 2 * RESIDUAL_LIMIT)
-
-
-def _powers(exponents: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _powers(exponents: torch.Tensor) -> torch.Tensor:
     """2**exponents, exactly: `ldexp` may be computed by way of `pow`."""
     table = torch.tensor([2.0**exponent for exponent in range(-64, 64)], dtype=torch.float64)
-    return table[exponents.cpu().long() + 64].to(device)
+    return table[exponents.cpu().long() + 64]

@@ -344,7 +344,6 @@ def test_offsets_are_random_for_each_row_in_training_alone():
     assert (lm(make_codes(lm, frames=80)).cache.position == 80).all()
 
 
-# DEFECT (reported): they are computed in torch's default type.
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_positions_are_computed_in_float32(dtype):
     lm = make_lm(max_positions=2048)
@@ -498,7 +497,6 @@ def test_any_whole_numbers_will_do():
         assert torch.equal(lm(codes.to(dtype), codes.to(dtype)).loss, lm(codes, codes).loss)
 
 
-# DEFECT (reported): these three caches give a TypeError, an AttributeError and torch's own words. Wanted: ValueError.
 @pytest.mark.parametrize("kind", ["of predict", "of integers", "of other rows", "of other codebooks"])
 @torch.no_grad()
 def test_a_cache_of_another_kind_is_refused_in_one_line(kind):

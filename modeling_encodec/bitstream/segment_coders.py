@@ -43,7 +43,6 @@ class LMCoder:
     def __init__(self, lm: EncodecLM):
         self.integer = lm.integer
 
-    @torch.inference_mode()
     def encode(self, codes: np.ndarray) -> bytes:
         """Bytes of codes (K, F). All frames are known: the language model sees many at a time."""
         previous = np.concatenate([np.full_like(codes[:, :1], NO_CODE), codes[:, :-1]], axis=1)
@@ -51,9 +50,9 @@ class LMCoder:
         coder, cache = constriction.stream.queue.RangeEncoder(), None
         for start in range(0, codes.shape[1], BLOCK_FRAMES):
             block = slice(start, start + BLOCK_FRAMES)
-            frequencies, cache = self.integer.frequencies(previous[:, :, block], cache)
+            shares, cache = self.integer.shares(previous[:, :, block], cache)
             symbols = np.ascontiguousarray(codes[:, block].T.reshape(-1), dtype=np.int32)
-            coder.encode(symbols, FAMILY, _weights(frequencies[0].transpose(0, 1).flatten(0, 1)))
+            coder.encode(symbols, FAMILY, _array(shares[0]).reshape(len(symbols), -1))
         return coder.get_compressed().astype("<u4").tobytes()
 
     def decode(self, payloads: Sequence[bytes], codebooks: int, frames: Sequence[int]) -> list[np.ndarray]:
@@ -68,7 +67,6 @@ class LMCoder:
             decoded += self._decode_rows(payloads[rows], codebooks, frames[rows])
         return decoded
 
-    @torch.inference_mode()
     def _decode_rows(self, payloads: Sequence[bytes], codebooks: int, frames: Sequence[int]) -> list[np.ndarray]:
         if any(len(payload) % 4 for payload in payloads):
             raise EcdcError(f"payloads have {[len(p) for p in payloads]} bytes, allowed: multiples of 4")
@@ -76,22 +74,21 @@ class LMCoder:
         codes = np.zeros((len(coders), codebooks, max(frames)), dtype=np.int64)
         previous, cache = torch.full((len(coders), codebooks, 1), NO_CODE), None
         for frame in range(max(frames)):
-            frequencies, cache = self.integer.frequencies(previous, cache)
-            weights = _weights(frequencies[:, :, 0])
+            shares, cache = self.integer.shares(previous, cache)
+            shares = _array(shares[:, 0])
             for row, coder in enumerate(coders):
                 if frame < frames[row]:
-                    codes[row, :, frame] = _decode(coder, weights[row])
+                    codes[row, :, frame] = _decode(coder, shares[row])
             previous = torch.from_numpy(codes[:, :, frame : frame + 1])
         return [row[:, :count] for row, count in zip(codes, frames)]
 
 
-def _weights(frequencies: torch.Tensor) -> np.ndarray:
-    """What the range coder makes these frequencies of, (..., V) float32: whole numbers below 2**24, so exact."""
-    return (frequencies - 1).to(torch.float32).cpu().numpy()
+def _array(shares: np.ndarray | torch.Tensor) -> np.ndarray:
+    return shares.cpu().numpy() if isinstance(shares, torch.Tensor) else shares
 
 
-def _decode(coder, weights: np.ndarray) -> np.ndarray:
+def _decode(coder, shares: np.ndarray) -> np.ndarray:
     try:
-        return coder.decode(FAMILY, weights)
+        return coder.decode(FAMILY, shares)
     except (ValueError, AssertionError) as error:
         raise EcdcError(f"a segment's bytes are none of the language model's: {error}") from None

@@ -18,7 +18,7 @@ import torch
 from modeling_encodec.bitstream.codes_file import EcdcWriter
 from modeling_encodec.bitstream.container import Segment, read_header, read_segments
 from modeling_encodec.checkpoints import bundled_checkpoint, bundled_lm_checkpoint
-from modeling_encodec.integer_lm_encodec import OUTPUT_STEP_BITS, TOTAL, _activations
+from modeling_encodec.integer_lm_encodec import OUTPUT_STEP_BITS, TOTAL
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import NO_CODE, EncodecLM
 from modeling_encodec.processors.audio import read_audio
@@ -84,8 +84,8 @@ def _ideal(lm: EncodecLM, codes: np.ndarray) -> tuple[float, float]:
         program = following.program
         start = cache or type(following)(program, program.first_memories(1))
         hidden, _ = program.hidden(block, start)
-        logits = program.head(len(codes))(_activations(hidden, program.head_scale)).unflatten(2, (len(codes), -1))
-        nats = (logits.transpose(1, 2) * 2.0**-OUTPUT_STEP_BITS).log_softmax(-1)
+        logits = torch.as_tensor(program.logits(hidden, len(codes))).transpose(1, 2)
+        nats = (logits * 2.0**-OUTPUT_STEP_BITS).log_softmax(-1)
         sums[0] -= nats.gather(3, wanted).sum().item() / np.log(2)
         sums[1] -= (frequencies.gather(3, wanted).double() / TOTAL).log2().sum().item()
         cache, at = following, at + block.shape[2]
