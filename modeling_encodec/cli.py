@@ -113,14 +113,17 @@ def decode(
             coded_with = lm_model
             if coded_with is None and getattr(header, "lm_name", None) is not None:
                 coded_with = lm_checkpoint_for(header.lm_name)
+            damages = []
             audio, rate = decompress_from_file(
                 file,
                 codec,
                 load(coded_with, "EncodecLM") if coded_with else None,
                 strict=strict,
                 conceal=conceal,
-                on_damage=lambda damage: _say(f"{source}: {damage.describe(codec.config.sampling_rate)}: concealed"),
+                on_damage=damages.append,
             )
+        for damage in damages:
+            _say(f"{source}: concealed: {damage.describe(rate)}")
         audio = audio.float().cpu().numpy()
         if target == STREAM:
             with _open_target(target) as file:
@@ -156,19 +159,22 @@ def demo(
     force: Force = False,
 ) -> None:
     """Clips through the codec at every bandwidth: wavs, a table of cost and quality, spectrograms."""
-    from modeling_encodec.checkpoints import bundled_checkpoint
+    from modeling_encodec.checkpoints import bundled_checkpoint, bundled_lm_checkpoint
     from modeling_encodec.demo import demo_clips, run_demo
 
     if out.exists() and not force:
         raise FileExistsError(f"{out} exists; --force writes into it all the same")
     codec = _load(model or str(bundled_checkpoint()), "cpu")
-    rows = run_demo(codec, clips or demo_clips(), out)
+    lm = None if model else _load(str(bundled_lm_checkpoint()), "cpu", "EncodecLM")
+    rows = run_demo(codec, clips or demo_clips(), out, lm)
     typer.echo(
-        f"{'clip':12} {'kbps':>5} {'bytes':>7} {'measured':>9} {'ratio':>6} {'SI-SNR':>8} {'encode':>8} {'decode':>8}"
+        f"{'clip':12} {'kbps':>5} {'bytes':>7} {'with LM':>7} {'measured':>9} {'ratio':>6} {'SI-SNR':>8} "
+        f"{'encode':>8} {'decode':>8}"
     )
     for row in rows:
+        coded = "-" if row.lm_bytes is None else row.lm_bytes
         typer.echo(
-            f"{row.clip:12.12} {row.bandwidth:5g} {row.bytes:7} {row.kbps:9.3f} {row.ratio:5.0f}x "
+            f"{row.clip:12.12} {row.bandwidth:5g} {row.bytes:7} {coded:>7} {row.kbps:9.3f} {row.ratio:5.0f}x "
             f"{row.si_snr:5.1f} dB {row.encode_seconds:6.2f} s {row.decode_seconds:6.2f} s"
         )
     typer.echo(f"wavs, .ecdc files and spectrograms.png are in {out}")
@@ -196,6 +202,9 @@ def _train(kind: str, module: str, config: RunConfig) -> None:
     import importlib
     import logging
 
+    import transformers
+
+    transformers.logging.disable_progress_bar()
     first = os.environ.get("RANK", "0") == "0"  # of several processes one is enough to listen to
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     trainer = getattr(importlib.import_module(module), kind)(config)

@@ -12,6 +12,7 @@ from modeling_encodec.bitstream.compression import compress, decompress
 from modeling_encodec.evaluation.metrics import si_snr
 from modeling_encodec.evaluation.plots import save_spectrograms
 from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.modeling_lm_encodec import EncodecLM
 from modeling_encodec.processors.audio import read_audio, write_audio
 
 
@@ -22,6 +23,7 @@ class DemoRow:
     clip: str
     bandwidth: float
     bytes: int
+    lm_bytes: int | None
     kbps: float
     ratio: float
     si_snr: float
@@ -34,9 +36,9 @@ def demo_clips() -> list[Path]:
     return sorted((Path(__file__).parent / "demo_audio").glob("*.flac"), reverse=True)
 
 
-def run_demo(model: EncodecModel, clips: Sequence[Path], folder: Path) -> list[DemoRow]:
+def run_demo(model: EncodecModel, clips: Sequence[Path], folder: Path, lm: EncodecLM | None = None) -> list[DemoRow]:
     """Code every clip at every bandwidth. Into `folder` go the originals, an `.ecdc` and a wav for each bandwidth, and
-    `spectrograms.png`."""
+    `spectrograms.png`. With a language model there is also what it makes of each file."""
     rate, table, pictures = model.config.sampling_rate, [], {}
     names = [path.stem for path in clips]
     if len(set(names)) < len(names):
@@ -47,7 +49,7 @@ def run_demo(model: EncodecModel, clips: Sequence[Path], folder: Path) -> list[D
         pictures[name] = {"original": audio.mean(0)}
         decompress(compress(model, audio[:, :rate]), model)  # the first call of each shape is slower
         for bandwidth in model.config.target_bandwidths:
-            row, decoded = _code(model, audio, name, bandwidth, folder)
+            row, decoded = _code(model, audio, name, bandwidth, folder, lm)
             table.append(row)
             pictures[name][f"{bandwidth:g} kbps"] = decoded.mean(0)
     with atomic_path(folder / "spectrograms.png") as temporary:
@@ -55,7 +57,7 @@ def run_demo(model: EncodecModel, clips: Sequence[Path], folder: Path) -> list[D
     return table
 
 
-def _code(model, audio, clip, bandwidth, folder):
+def _code(model, audio, clip, bandwidth, folder, lm):
     rate, name = model.config.sampling_rate, f"{clip}_{bandwidth:g}kbps"
     start = time.perf_counter()
     data = compress(model, audio, bandwidth)
@@ -70,6 +72,7 @@ def _code(model, audio, clip, bandwidth, folder):
         clip=clip,
         bandwidth=bandwidth,
         bytes=len(data),
+        lm_bytes=None if lm is None else len(compress(model, audio, bandwidth, lm)),
         kbps=8 * len(data) * rate / audio.shape[1] / 1000,
         ratio=2 * audio.size / len(data),
         si_snr=si_snr(torch.from_numpy(audio), decoded).mean().item(),

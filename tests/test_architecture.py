@@ -60,6 +60,7 @@ LAYERS = {
     "training.mixing": 4,
     "training.validation": 4,
     "training.code_sequences": 1,
+    "training.code_corpus": 4,
     "training.lm_update": 4,
     "training.run": 5,
     "training.trainer": 6,

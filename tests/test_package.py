@@ -83,7 +83,7 @@ def test_readme_commands_exist():
 
     from modeling_encodec.cli import app
 
-    used = set(re.findall(r"modeling-encodec (\w+)", README))
+    used = set(re.findall(r"modeling-encodec ([\w-]+)", README))
     assert used == set(get_command(app).commands)
 
 

@@ -15,9 +15,9 @@ from training_audio import RATE, batches, constant, equal, sound, training_confi
 from modeling_encodec.processors.audio import read_audio
 from modeling_encodec.training import clips as clips_module
 from modeling_encodec.training.clips import Clip, UnusableClip, index_files, measure_clip, read_crop
-from modeling_encodec.training.configuration import CorpusConfig
 from modeling_encodec.training.corpora import StreamedCorpus, open_corpora, open_corpus
 from modeling_encodec.training.mixing import TrainingAudio
+from modeling_encodec.training.options import CorpusConfig
 
 
 # Crops

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from modeling_encodec.batching_encodec import stack_chunks
-from modeling_encodec.bitstream import container, ecdc
 from modeling_encodec.bitstream.codes_file import SEGMENT_SECONDS, EcdcReader, EcdcWriter, check_lm
 from modeling_encodec.bitstream.concealment import join_segments, silence
-from modeling_encodec.bitstream.container import Damage, Header
-from modeling_encodec.bitstream.ecdc import EcdcError
+from modeling_encodec.bitstream.container import VERSION, Damage, Header, read_header
+from modeling_encodec.bitstream.ecdc import MAGIC, EcdcError, EcdcHeader, read_exactly
+from modeling_encodec.bitstream.ecdc import read_header as read_original_header
 from modeling_encodec.bitstream.original_file import read_original, write_original
 from modeling_encodec.bitstream.segment_coders import MOST_ROWS
 from modeling_encodec.checkpoints import checkpoint_for, lm_checkpoint_for
@@ -132,7 +132,7 @@ def decompress_from_file(
     header, file = read_any_header(file)
     if model is None:
         model = EncodecModel.from_pretrained(checkpoint_for(header.model_name)).eval()
-    if isinstance(header, ecdc.EcdcHeader):
+    if isinstance(header, EcdcHeader):
         codes, scales = read_original(file, header, model, lm)
         audio = _decode(model, codes, scales, header.audio_length)
     else:
@@ -151,12 +151,11 @@ def decompress_from_file(
     return audio, model.config.sampling_rate
 
 
-def read_any_header(file: BinaryIO) -> tuple[ecdc.EcdcHeader | Header, BinaryIO]:
+def read_any_header(file: BinaryIO) -> tuple[EcdcHeader | Header, BinaryIO]:
     """The header of either version, and the file, standing after it."""
-    start = ecdc.read_exactly(file, len(ecdc.MAGIC) + 1, "header")
+    start = read_exactly(file, len(MAGIC) + 1, "header")
     again = _Prepended(start, file)
-    kind = container if start[-1] == container.VERSION else ecdc
-    return kind.read_header(again), again
+    return (read_header if start[-1] == VERSION else read_original_header)(again), again
 
 
 def name_of(model: EncodecModel | EncodecLM) -> str:

@@ -41,9 +41,12 @@ def join_segments(
         EcdcError: if there is damage and `strict` is set, or nothing but damage.
     """
 
+    reasons = []
+
     def report(damage: Damage) -> None:
+        reasons.append(damage.describe(header.sampling_rate))
         if strict:
-            raise EcdcError(damage.describe(header.sampling_rate))
+            raise EcdcError(reasons[-1])
         on_damage(damage)
 
     found: dict[int, DecodedSegment] = {}
@@ -67,7 +70,7 @@ def join_segments(
             report(Damage(index, index, *span, f"it has {segment.codes.shape[1]} frames, allowed: {frames}"))
             del found[index]
     if not found:
-        raise EcdcError("no segment of the file could be read")
+        raise EcdcError(f"no segment of the file could be read: {reasons[0]}")
     return _join(found, header, config, length)
 
 

@@ -39,7 +39,7 @@ class CodeSequences(Dataset):
         self.first_rows = np.cumsum([0, *map(len, lengths)])
         self.lengths = np.concatenate(lengths)
         self.ends = np.cumsum(self.lengths)
-        require(self.ends[-1] > 0, "codes", places, "datasets with frames of codes")
+        require(self.lengths.any(), "codes", places, "datasets with frames of codes")
 
     @property
     def digest(self) -> str:
@@ -106,7 +106,10 @@ def open_codes(place: str | os.PathLike, column: str):
     if path.is_absolute() and not path.exists():
         raise FileNotFoundError(f"{place}: no such dataset of codes")
     if (path / "state.json").exists():
-        dataset = datasets.load_from_disk(str(path))
+        try:
+            dataset = datasets.load_from_disk(str(path))
+        except IndexError:  # what it makes of a file without a batch of rows
+            raise ValueError(f"codes is {str(place)!r}, allowed: a dataset with rows") from None
     elif path.is_file():
         require(path.suffix in kinds, "codes", str(place), f"a folder, Hub id, or a file: {', '.join(kinds)}")
         dataset = datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")

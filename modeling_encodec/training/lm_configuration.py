@@ -17,6 +17,7 @@ class LMTrainingConfig(RunConfig):
     """Every option of a language model's training run."""
 
     recipes: ClassVar[Path] = RECIPES / "lm"
+    free_options: ClassVar[set[str]] = RunConfig.free_options | {"validation_codes"}
     at_least_1: ClassVar[tuple[str, ...]] = (*RunConfig.at_least_1, "calibration_sequences", "max_positions")
     above_0: ClassVar[tuple[str, ...]] = (*RunConfig.above_0, "context_seconds")
 

@@ -8,6 +8,7 @@ integer form, so that its model folder can be coded with. What runs have in comm
 """
 
 import json
+import logging
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -27,8 +28,12 @@ from modeling_encodec.training.lm_configuration import LMTrainingConfig
 from modeling_encodec.training.lm_update import LMUpdate, rates_of
 from modeling_encodec.training.mixing import TrainingAudio
 from modeling_encodec.training.optimization import Averages, NonFiniteLoss
+from modeling_encodec.training.options import require
 from modeling_encodec.training.run import TrainingRun
 from modeling_encodec.training.validation import read_clips
+
+
+logger = logging.getLogger(__name__)
 
 
 class LMTrainer(TrainingRun):
@@ -43,10 +48,17 @@ class LMTrainer(TrainingRun):
         """
         super().__init__(config)
         state, device = self.state, self.accelerator.device
+        if config.codec and Path(config.codec).is_absolute() and not Path(config.codec).is_dir():
+            raise FileNotFoundError(f"{config.codec}: no such model folder")
         codec = EncodecModel.from_pretrained(config.codec or bundled_checkpoint(), dtype=torch.float32)
         self.codec = codec.eval().requires_grad_(False).to(device)
         self.fingerprint = codebook_fingerprint(codec)
         lm = self._new_model() if state is None else EncodecLM(EncodecLMConfig.from_dict(state["architecture"]))
+        if state is not None and lm.config.codec_fingerprint != self.fingerprint:
+            raise ValueError(
+                f"the codec's codebooks are {self.fingerprint}, allowed: {lm.config.codec_fingerprint}, as in the run "
+                "to be resumed"
+            )
         self.lm = lm.to(device).train()
         self.learner = LMUpdate(self.lm, codec.config, config, self.accelerator)
         self.equal_on_all_processes([self.lm])
@@ -133,6 +145,8 @@ class LMTrainer(TrainingRun):
             )
         frames = codec.num_frames(round(config.segment_seconds * codec.sampling_rate))
         if config.codes:
+            if datasets:
+                raise ValueError(f"datasets are given for {', '.join(datasets)}, allowed: none with codes")
             data = self._open_codes(config.codes, frames)
             return data, {"codes": data.digest}
         if codec.chunk_length is not None and config.segment_seconds > codec.chunk_length_s:
@@ -168,8 +182,14 @@ class LMTrainer(TrainingRun):
             source = self._open_codes([config.validation_codes], most)
             rows = [row for row in range(len(source)) if source.lengths[row] > 0]
             step = max(1, len(rows) / config.validation_clips)
-            chosen = [rows[int(n * step)] for n in range(min(config.validation_clips, len(rows)))]
-            return [source.recording(row)[:, :most] for row in chosen]
+            held_out = []
+            for row in [rows[int(n * step)] for n in range(min(config.validation_clips, len(rows)))]:
+                try:
+                    held_out.append(source.recording(row)[:, :most])
+                except ValueError as error:
+                    logger.warning("not validated on: %s row %d: %s", config.validation_codes, row, error)
+            require(held_out, "validation_codes", config.validation_codes, "a dataset with usable codes")
+            return held_out
         if not config.validation:
             return []
         clips = read_clips(config.validation, self.codec, config.validation_clips, config.validation_seconds)
@@ -185,7 +205,11 @@ class LMTrainer(TrainingRun):
     def _encode(self, audio: torch.Tensor) -> torch.Tensor:
         codec = self.codec
         coded = codec.encode(audio.to(codec.device), num_quantizers=codec.config.num_quantizers)
-        return torch.cat(list(coded.audio_codes), dim=2)[..., : int(coded.codes_lengths.max())]
+        spans = codec.config.chunk_spans(audio.shape[-1])
+        chunks = zip(coded.audio_codes, spans)
+        return torch.cat(
+            [chunk[..., : codec.config.num_frames(stop - start)] for chunk, (start, stop) in chunks], dim=2
+        )
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 

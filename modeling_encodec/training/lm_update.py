@@ -57,9 +57,9 @@ class LMUpdate:
         rank, share = self.accelerator.process_index, len(codes)
         positions = torch.from_numpy(choices.positions[rank * share : (rank + 1) * share]).to(codes.device)
         codes = codes[:, : self.codec.num_quantizers_for_bandwidth(choices.bandwidth)]
-        total = self._sum((codes != IGNORED).sum().double())
+        total = self._sum((codes != IGNORED).sum().float())
         self.optimizer.zero_grad()
-        bits = torch.zeros(codes.shape[1], device=codes.device, dtype=torch.float64)
+        bits = torch.zeros(codes.shape[1], device=codes.device)
         parts = self.config.accumulation_steps
         for part, offset in zip(codes.chunk(parts), positions.chunk(parts)):
             bits += self._part(part, offset, total)
@@ -85,11 +85,11 @@ class LMUpdate:
         """Forward and backward of a part; its bits by codebook."""
         counts = (codes != IGNORED).sum((0, 2))
         if not counts.any():
-            return counts.double()
+            return counts.float()
         with self.accelerator.autocast():
             output = self.lm(codes.clamp(min=0), codes, position_offset=offset, return_logits=False)
         (output.loss * (counts.sum() / total)).backward()
-        return output.codebook_bits.detach().double() * counts
+        return output.codebook_bits.detach().float() * counts
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(values, "sum") if self.accelerator.num_processes > 1 else values

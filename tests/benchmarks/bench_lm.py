@@ -4,8 +4,8 @@
 
 The released size of language model with the same random weights on both sides, 6 kbps at 24 kHz, the same random
 codes. The original's side is its own `compress` and `decompress`, with a codec that gives and takes the codes and does
-nothing else; ours writes and reads a whole version 1 file too. The sides take turns inside every repeat, after a warm-up;
-medians. Random codes cost both sides as many steps as real ones, and the most bits.
+nothing else; ours writes and reads a whole version 1 file too. The sides take turns inside every repeat, after a
+warm-up; medians. Random codes cost both sides as many steps as real ones, and the most bits.
 """
 
 import argparse
