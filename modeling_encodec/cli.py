@@ -102,9 +102,9 @@ def decode(
     loaded = {}
 
     def load(name: str, kind: str):
-        if name not in loaded:
-            loaded[name] = _load(name, device, kind)
-        return loaded[name]
+        if (name, kind) not in loaded:
+            loaded[name, kind] = _load(name, device, kind)
+        return loaded[name, kind]
 
     def job(source: str, target: str) -> None:
         with _open_source(source) as file:

@@ -147,10 +147,13 @@ class IntegerLM(nn.Module):
         return program.xp.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0], cache
 
     def _current_program(self) -> "_Program":
-        """The tables as float tensors, made anew when they have changed or moved."""
-        key = tuple((b.data_ptr(), None if b.is_inference() else b._version) for b in self.buffers())
-        if self._program is None or self._program[0] != key:
-            self._program = (key, _Program(self))
+        """The tables in the numbers they are computed in, made anew when they have changed or moved."""
+        tables = list(self.buffers())
+        known = not any(table.is_inference() for table in tables)  # those do not tell whether they were written to
+        key = [(table.data_ptr(), table._version) for table in tables] if known else None
+        if not known or self._program is None or self._program[0] != key:
+            # Kept with the tables, so that no others come to lie where they do.
+            self._program = (key, _Program(self), tables)
         return self._program[1]
 
     def __getstate__(self):

@@ -104,7 +104,15 @@ class EcdcWriter:
     def write(self, codes: np.ndarray, scale: float | None = None) -> None:
         """Add codes (K, F); one whole chunk and its scale if the model has chunks. Full segments are written."""
         chunks = self.config.chunk_length is not None
-        self.pending.append(np.asarray(codes))
+        codes = np.asarray(codes)
+        if codes.dtype.kind not in "iu" or codes.ndim != 2 or codes.shape[0] != self.header.codebooks:
+            raise ValueError(
+                f"codes have shape {codes.shape} of {codes.dtype}, allowed: ({self.header.codebooks}, frames), whole"
+            )
+        size = self.header.codebook_size
+        if codes.size and not (codes.min() >= 0 and codes.max() < size):
+            raise ValueError(f"codes range from {codes.min()} to {codes.max()}, allowed: 0 to {size - 1}")
+        self.pending.append(codes.astype("<i8"))
         if scale is not None:
             self.scales.append(float(scale))
         while True:
@@ -123,25 +131,25 @@ class EcdcWriter:
         frames = sum(piece.shape[1] for piece in self.pending)
         if frames:
             self._write_segment(frames)
-        self._open(b"")
+        self._open(np.empty(0))
         self.segments.close(audio_length)
 
     def _write_segment(self, frames: int) -> None:
-        codes = np.concatenate(self.pending, axis=1)
+        codes = self.pending[0] if len(self.pending) == 1 else np.concatenate(self.pending, axis=1)
         codes, rest = codes[:, :frames], codes[:, frames:]
         self.pending = [rest] if rest.shape[1] else []
         scales, self.scales = self.scales, []
-        self._open(codes.tobytes())
+        self._open(codes)
         raw, by_lm = self.coders
         payload, coded = raw.encode(codes), False
         if by_lm is not None and len(shorter := by_lm.encode(codes)) < len(payload):
             payload, coded = shorter, True
         self.segments.write(frames, scales, payload, coded)
 
-    def _open(self, first: bytes) -> None:
+    def _open(self, first: np.ndarray) -> None:
         """The header, when the first codes are there to give the file its number."""
         if self.segments is None:
-            file_id = zlib.crc32(first) if self.file_id is None else self.file_id
+            file_id = zlib.crc32(first.tobytes()) if self.file_id is None else self.file_id
             self.header = replace(self.header, file_id=file_id)
             write_header(self.file, self.header)
             self.segments = SegmentWriter(self.file, self.header)
@@ -186,23 +194,35 @@ class EcdcReader:
 
     def _decode(self, segments: list[Segment], coders) -> Iterator[DecodedSegment | Damage]:
         books, (raw, by_lm) = self.header.codebooks, coders
-        coded = [segment for segment in segments if segment.coded_with_lm]
-        payloads, frames = [segment.payload for segment in coded], [segment.frames for segment in coded]
-        found = {s.index: codes for s, codes in zip(coded, by_lm.decode(payloads, books, frames))} if coded else {}
+        found = self._by_lm([segment for segment in segments if segment.coded_with_lm], by_lm)
         for segment in segments:
             codes = found.get(segment.index)
-            if codes is None:
+            if not segment.coded_with_lm:
                 codes = raw.decode(segment.payload, books, segment.frames)
             problem = self._problem(segment, codes)
             if problem is None:
                 yield DecodedSegment(segment.index, codes, segment.scales)
             else:
                 start = segment.index * self.header.samples_per_segment
-                stop = start + self.header.samples_per_segment
-                yield Damage(segment.index, segment.index, start, stop, problem)
+                end = start + self.header.samples_per_segment
+                end = min(end, self.header.audio_length or end)
+                yield Damage(segment.index, segment.index, start, end, problem)
 
-    def _problem(self, segment: Segment, codes: np.ndarray) -> str | None:
+    def _by_lm(self, segments: list[Segment], coder: LMCoder) -> dict[int, np.ndarray]:
+        """Codes by segment; without those whose bytes no codes have."""
+        payloads, frames = [segment.payload for segment in segments], [segment.frames for segment in segments]
+        try:
+            codes = coder.decode(payloads, self.header.codebooks, frames) if segments else []
+        except EcdcError:
+            if len(segments) == 1:
+                return {}
+            return {k: v for segment in segments for k, v in self._by_lm([segment], coder).items()}
+        return {segment.index: found for segment, found in zip(segments, codes)}
+
+    def _problem(self, segment: Segment, codes: np.ndarray | None) -> str | None:
         """Why a segment that passed cannot be used: only a false writer makes such ones."""
+        if codes is None:
+            return "its bytes are none of the language model's"
         if codes.max() >= self.header.codebook_size:
             return f"a code is {codes.max()}, allowed: up to {self.header.codebook_size - 1}"
         return None

@@ -1,7 +1,7 @@
 """Putting a file's segments together again, with something in the place of those that are damaged."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -61,9 +61,12 @@ def join_segments(
     if length == 0:
         raise EcdcError("the file holds no audio")
     if length is None and found:  # the end is missing: what there is is all there is
-        last = found[max(found)]
-        start, frames = last.index * header.samples_per_segment, last.codes.shape[1]
-        length = start + min(frames * header.hop_length, header.samples_per_segment)
+        length = _length_to_here(found[max(found)], header, config)
+        for index, segment in found.items():  # full chunks reach a little further
+            frames = segment_frames(config, header, index, length)
+            found[index] = replace(
+                segment, codes=segment.codes[:, : sum(frames)], scales=segment.scales[: len(frames)]
+            )
     for index, segment in sorted(found.items()):
         if segment.codes.shape[1] != (frames := sum(segment_frames(config, header, index, length))):
             span = _span(header, index, length)
@@ -72,6 +75,18 @@ def join_segments(
     if not found:
         raise EcdcError(f"no segment of the file could be read: {reasons[0]}")
     return _join(found, header, config, length)
+
+
+def _length_to_here(last: DecodedSegment, header: Header, config: EncodecConfig) -> int:
+    """Samples to the end of a segment: as many as its frames are good for; with chunks as few, which fit them all."""
+    start, frames = last.index * header.samples_per_segment, last.codes.shape[1]
+    if config.chunk_length is None:
+        return start + frames * header.hop_length
+    full = config.num_frames(config.chunk_length)
+    chunks = len(last.scales) or -(-frames // full)
+    rest = max(1, frames - (chunks - 1) * full)
+    length = start + (chunks - 1) * config.chunk_stride + (rest - 1) * header.hop_length + 1
+    return min(length, start + header.samples_per_segment)
 
 
 def silence(audio: torch.Tensor, joined: JoinedCodes, sampling_rate: int) -> torch.Tensor:

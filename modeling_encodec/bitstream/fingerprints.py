@@ -50,12 +50,14 @@ def _codebooks(model: EncodecModel) -> list[torch.Tensor]:
 
 def _digest(owner: nn.Module, tensors: Sequence[torch.Tensor], start: bytes = b"") -> str:
     """Hash of the tensors; `owner` is what they belong to."""
-    state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
-    if owner in _kept and _kept[owner][0] == state:
+    known = not any(tensor.is_inference() for tensor in tensors)  # those do not tell whether they were written to
+    state = [(tensor.data_ptr(), tensor._version) for tensor in tensors] if known else None
+    if known and owner in _kept and _kept[owner][0] == state:
         return _kept[owner][1]
     digest = hashlib.sha256(start)
     for tensor in tensors:
         array = (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().numpy()
         digest.update(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes())
-    _kept[owner] = (state, digest.hexdigest()[:16])
+    # With the tensors, so that nothing else comes to lie where they do.
+    _kept[owner] = (state, digest.hexdigest()[:16], tensors)
     return _kept[owner][1]

@@ -45,6 +45,7 @@ class LMCoder:
 
     def encode(self, codes: np.ndarray) -> bytes:
         """Bytes of codes (K, F). All frames are known: the language model sees many at a time."""
+        codes = codes.astype(np.int64)
         previous = np.concatenate([np.full_like(codes[:, :1], NO_CODE), codes[:, :-1]], axis=1)
         previous = torch.from_numpy(np.ascontiguousarray(previous, dtype=np.int64))[None]
         coder, cache = constriction.stream.queue.RangeEncoder(), None
