@@ -12,10 +12,12 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from .configuration_encodec import EncodecLMConfig
 from .integer_lm_encodec import (
     ATTENTION_ENTRIES,
     ATTENTION_ONE,
     ATTENTION_STEP_BITS,
+    FORM,
     GAIN_BITS,
     GELU_ENTRIES,
     INVERSE_BITS,
@@ -36,7 +38,7 @@ MOST_WIDTH = 4096
 MOST_CODEBOOKS = 2 * RESIDUAL_LIMIT // MOST_ACTIVATION
 # Of what goes in and out of layers, so that exponents stay within those that `integer_lm_encodec` knows.
 MOST_VALUE = 2.0**40
-MOST_EXPONENT = 63
+EXPONENTS = {"min": -64, "max": 63}
 
 
 @torch.no_grad()
@@ -47,9 +49,7 @@ def integer_tables(lm: nn.Module, batches: list[torch.Tensor]) -> dict[str, torc
         ValueError: for weights that are not finite or absurdly large, a model too wide, or no codes.
     """
     config = lm.config
-    for name, most in (("hidden_size", MOST_WIDTH), ("num_codebooks", MOST_CODEBOOKS)):
-        if getattr(config, name) > most:
-            raise ValueError(f"{name} is {getattr(config, name)}, allowed for the integer form: up to {most}")
+    check_size(config)
     for name, parameter in lm.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ValueError(f"{name} holds NaN or infinity, allowed: finite weights")
@@ -71,7 +71,19 @@ def integer_tables(lm: nn.Module, batches: list[torch.Tensor]) -> dict[str, torc
     tables |= {f"head.{name}": table for name, table in head.items()}
     tables["attention_exp"] = _exp_table(ATTENTION_ENTRIES, ATTENTION_STEP_BITS, ATTENTION_ONE, centred=True)
     tables["output_exp"] = _exp_table(OUTPUT_ENTRIES, OUTPUT_STEP_BITS, OUTPUT_ONE, centred=False)
+    tables["form"] = torch.tensor(FORM, dtype=torch.int32)
     return {name: table.cpu() for name, table in tables.items()}
+
+
+def check_size(config: EncodecLMConfig) -> None:
+    """Refuse a model that there is no integer form for.
+
+    Raises:
+        ValueError: with what is too large.
+    """
+    for name, most in (("hidden_size", MOST_WIDTH), ("num_codebooks", MOST_CODEBOOKS)):
+        if getattr(config, name) > most:
+            raise ValueError(f"{name} is {getattr(config, name)}, allowed for the integer form: up to {most}")
 
 
 # ---- what the float model does on real codes ---------------------------------------------------------------------
@@ -159,8 +171,8 @@ def _layer_tables(layer: nn.Module, unit: int, seen: dict[str, torch.Tensor]) ->
     return tables | {
         "input_exponent": _filled(-RESIDUAL_BITS - unit, width),
         "middle_exponent": _filled(-RESIDUAL_BITS - middle, width),
-        "score_exponent": (query + key + ATTENTION_STEP_BITS).clamp(max=MOST_EXPONENT).to(torch.int8),
-        "attended_exponent": (value - attended).to(torch.int8),
+        "score_exponent": (query + key + ATTENTION_STEP_BITS).clamp(**EXPONENTS).to(torch.int8),
+        "attended_exponent": (value - attended).clamp(**EXPONENTS).to(torch.int8),
         "gelu": _rounded(nn.functional.gelu(steps), down).clamp(-MOST_ACTIVATION, MOST_ACTIVATION).to(torch.int8),
     }
 
@@ -205,7 +217,7 @@ def _linear_tables(weight, bias, unit_in, unit_out, offset: int = 0) -> dict[str
     return {
         "weight": rounded.to(torch.int8),
         "bias": constant.to(torch.int32),
-        "exponent": (exponents - unit_out).clamp(max=MOST_EXPONENT).to(torch.int8),
+        "exponent": (exponents - unit_out).clamp(**EXPONENTS).to(torch.int8),
     }
 
 

@@ -89,6 +89,9 @@ def decode(
     lm_model: LMModel = None,
     strict: Annotated[bool, typer.Option("--strict", help="Damage is an error, and nothing is written.")] = False,
     conceal: Annotated[str, typer.Option("--conceal", help="Damaged parts become: silence, repeat.")] = "silence",
+    other_decoder: Annotated[
+        bool, typer.Option("--other-decoder", help="Take a model with the file's codebooks and another decoder.")
+    ] = False,
     device: Device = "cpu",
     rescale: Annotated[bool, typer.Option("--rescale", "-r", help="Scale down audio that would clip.")] = False,
     force: Force = False,
@@ -120,6 +123,7 @@ def decode(
                 load(coded_with, "EncodecLM") if coded_with else None,
                 strict=strict,
                 conceal=conceal,
+                other_decoder=other_decoder,
                 on_damage=damages.append,
             )
         for damage in damages:

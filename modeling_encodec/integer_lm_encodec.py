@@ -31,6 +31,8 @@ from torch import nn
 from .configuration_encodec import EncodecLMConfig
 
 
+# What is computed from the tables, and how. A change that changes any result takes a new number.
+FORM = 1
 # The numbers of a code's distribution sum to this, in every version of the form.
 TOTAL = 1 << 24
 # Activations that enter a product are within this.
@@ -45,8 +47,10 @@ INVERSE_BITS = 30
 ATTENTION_STEP_BITS, ATTENTION_ENTRIES, ATTENTION_ONE = 6, 1024, 1 << 16
 OUTPUT_STEP_BITS, OUTPUT_ENTRIES, OUTPUT_ONE = 7, 2048, 1 << 20
 GELU_ENTRIES = 1024
-# Frames computed at once, which bounds memory.
-BLOCK_FRAMES = 128
+# Frames, and numbers of their distributions, computed at once: that bounds memory.
+BLOCK_FRAMES, BLOCK_NUMBERS = 128, 1 << 22
+# Multiplications of one matrix product, above which numpy might use threads.
+SMALL_PRODUCT = 9000
 # Below every score, and exact in float32.
 HIDDEN_SCORE = -(2.0**40)
 
@@ -113,6 +117,7 @@ class IntegerLM(nn.Module):
         self.layers = nn.ModuleList(IntegerLMLayer(config) for _ in range(config.num_hidden_layers))
         self.register_buffer("head_exponent", torch.zeros(width, dtype=torch.int8))
         self.head = IntegerLinear(width, books * config.codebook_size)
+        self.register_buffer("form", torch.zeros((), dtype=torch.int32))
         self.register_buffer("attention_exp", torch.zeros(ATTENTION_ENTRIES, dtype=torch.int32))
         self.register_buffer("output_exp", torch.zeros(OUTPUT_ENTRIES, dtype=torch.int32))
         self._program = None
@@ -122,7 +127,7 @@ class IntegerLM(nn.Module):
     ) -> tuple[torch.Tensor, IntegerLMCache]:
         """See `EncodecLM.frequencies`; (B, K, F, codebook_size) int32."""
         shares, cache = self.shares(previous, cache)
-        return torch.as_tensor(shares + 1).to(torch.int32).transpose(1, 2), cache
+        return torch.as_tensor(shares + 1, device=cache.program.device).to(torch.int32).transpose(1, 2), cache
 
     @torch.compiler.disable
     def shares(self, previous: torch.Tensor, cache: IntegerLMCache | None = None) -> "tuple[Array, IntegerLMCache]":
@@ -140,7 +145,8 @@ class IntegerLM(nn.Module):
     def _run(self, previous: torch.Tensor, cache: IntegerLMCache) -> "tuple[Array, IntegerLMCache]":
         program, blocks = cache.program, []
         with torch.autocast(program.device.type, enabled=False):
-            for block in previous.split(BLOCK_FRAMES, dim=2):
+            numbers = previous.shape[0] * previous.shape[1] * program.config.codebook_size
+            for block in previous.split(max(1, min(BLOCK_FRAMES, BLOCK_NUMBERS // numbers)), dim=2):
                 hidden, memories = program.hidden(block, cache)
                 cache = IntegerLMCache(program, memories, cache.frames + block.shape[2])
                 blocks.append(program.shares(hidden, block.shape[1]))
@@ -152,6 +158,8 @@ class IntegerLM(nn.Module):
         known = not any(table.is_inference() for table in tables)  # those do not tell whether they were written to
         key = [(table.data_ptr(), table._version) for table in tables] if known else None
         if not known or self._program is None or self._program[0] != key:
+            if self.form.item() != FORM:
+                raise ValueError(f"the integer form is version {self.form.item()}, allowed: {FORM}")
             # Kept with the tables, so that no others come to lie where they do.
             self._program = (key, _Program(self), tables)
         return self._program[1]
@@ -194,9 +202,9 @@ def int8_products_are_exact(width_in: int, width_out: int) -> bool:
     """Whether `torch._int_mm` gives exact products of these sizes on this CPU, tried with the greatest factors."""
     if not hasattr(torch, "_int_mm"):
         return False
-    most = torch.full((width_in,), MOST_ACTIVATION, dtype=torch.int8)
-    signs = most * torch.tensor([1, -1], dtype=torch.int8).repeat(width_in)[:width_in]
-    pairs = most * torch.tensor([1, 1, -1, -1], dtype=torch.int8).repeat(width_in)[:width_in]
+    most = torch.full((width_in,), MOST_ACTIVATION, dtype=torch.int8, device="cpu")
+    signs = most * torch.tensor([1, -1], dtype=torch.int8, device="cpu").repeat(width_in)[:width_in]
+    pairs = most * torch.tensor([1, 1, -1, -1], dtype=torch.int8, device="cpu").repeat(width_in)[:width_in]
     patterns = torch.stack([most, -most, signs, -signs, pairs, -pairs])
     weight = patterns.repeat(-(-width_out // 6), 1)[:width_out]
     given = patterns.repeat(-(-BLOCK_FRAMES // 6), 1)[:BLOCK_FRAMES]
@@ -221,7 +229,7 @@ class _Place:
 
     def array(self, table: torch.Tensor, dtype: torch.dtype = torch.float64) -> Array:
         """A table in the numbers it is computed in."""
-        table = table.detach().to(self.device, dtype)
+        table = table.detach().to(self.device).to(dtype)  # in this order: not every device has every type
         return table.numpy() if self.on_cpu else table
 
     def number(self, value: float) -> Array:
@@ -250,8 +258,14 @@ class _Place:
         return self.floor(self.xp.sqrt(x, out=x))
 
     def product(self, a: Array, b: Array) -> Array:
-        """Matrix product. (numpy's would start threads of its own.)"""
-        return torch.matmul(torch.from_numpy(a), torch.from_numpy(b)).numpy() if self.on_cpu else a @ b
+        """Matrix product. numpy's is the faster one, but where it is large it starts threads of its own."""
+        if self.on_cpu and a.shape[2] * b.shape[2] * b.shape[3] > SMALL_PRODUCT:
+            return torch.matmul(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+        return a @ b
+
+    def transposed(self, x: Array, order: tuple[int, ...]) -> Array:
+        """`x` with its dimensions in this order."""
+        return x.transpose(order) if self.on_cpu else x.permute(order)
 
     def looked_up(self, table: Array, index: Array) -> Array:
         """Entries of a table at whole numbers that floats hold."""
@@ -340,8 +354,7 @@ class _Layer:
     def split(self, x: Array) -> Array:
         """Queries, keys and values (3, B, heads, F, head_dim) of activations (B, F, D)."""
         qkv = self.place.limit(self.qkv_proj(x), *self.attended.limits)
-        qkv = qkv.reshape(*x.shape[:2], 3, self.heads, -1)
-        return self.place.xp.moveaxis(qkv, (0, 1, 2, 3), (1, 3, 0, 2))
+        return self.place.transposed(qkv.reshape(*x.shape[:2], 3, self.heads, -1), (2, 0, 3, 1, 4))
 
     def __call__(self, hidden: Array, memory: _Memory, unseen, exp) -> tuple[Array, _Memory]:
         place = self.place
@@ -380,7 +393,7 @@ class _Program:
         rows = config.codebook_size + 1
         scale = _powers(tables.embedding_exponent).repeat_interleave(rows)[:, None]
         self.embeddings = place.array(tables.embeddings.cpu() * scale, torch.float32)
-        self.starts = place.array(rows * torch.arange(config.num_codebooks) + 1, torch.int64)
+        self.starts = place.array(rows * torch.arange(config.num_codebooks, device="cpu") + 1, torch.int64)
         self.input_norm = _Norm(tables.input_norm, place)
         self.positions = place.array(tables.positions)
         self.layers = [_Layer(layer, config, place) for layer in tables.layers]
@@ -404,7 +417,8 @@ class _Program:
         unseen, memories = None, []
         past, reach = min(cache.memories[0].length, self.config.context_frames), self.config.context_frames
         if frames > 1:
-            distance = torch.arange(past, past + frames)[:, None] - torch.arange(past + frames)
+            positions = torch.arange(past + frames, device="cpu")
+            distance = positions[past:, None] - positions
             unseen = place.array((distance < 0) | (distance > reach), torch.bool)
         for layer, memory in zip(self.layers, cache.memories):
             hidden, memory = layer(hidden, memory, unseen, self.attention_exp)
@@ -443,5 +457,5 @@ class _Program:
 
 def _powers(exponents: torch.Tensor) -> torch.Tensor:
     """2**exponents, exactly: `ldexp` may be computed by way of `pow`."""
-    table = torch.tensor([2.0**exponent for exponent in range(-64, 64)], dtype=torch.float64)
+    table = torch.tensor([2.0**exponent for exponent in range(-64, 64)], dtype=torch.float64, device="cpu")
     return table[exponents.cpu().long() + 64]

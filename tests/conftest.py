@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from ecdc_files import make_lm
 from peers import fill_codebooks, level_output
 
+from modeling_encodec.bitstream.compression import compress
 from modeling_encodec.checkpoints import bundled_checkpoint
 from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.modeling_lm_encodec import EncodecLM
 
 
 torch.set_num_threads(1)  # pytest-xdist runs one process per core
@@ -69,3 +72,35 @@ def noise(batch: int, channels: int, samples: int, seed: int = 0) -> torch.Tenso
     generator = torch.Generator().manual_seed(seed)
     loudness = torch.rand(batch, 1, samples // 4000 + 1, generator=generator).repeat_interleave(4000, 2)[..., :samples]
     return 0.3 * loudness * torch.randn(batch, channels, samples, generator=generator)
+
+
+def clip(model: EncodecModel, seconds: float, seed: int = 1) -> torch.Tensor:
+    """Noise, then a buzz of a few sines: what fits one does not fit the other."""
+    config = model.config
+    samples = max(2, int(seconds * config.sampling_rate))
+    audio = noise(1, config.audio_channels, samples, seed=seed)[0]
+    time = torch.arange(samples) / config.sampling_rate
+    audio[:, samples // 2 :] = 0.5 * torch.sin(2 * torch.pi * 300 * time[samples // 2 :])
+    return audio
+
+
+@pytest.fixture(scope="session")
+def lms(small_models) -> dict[str, EncodecLM]:
+    """Language models that make the second half of `clip` shorter and its first half longer."""
+    made = {}
+    for name, model in small_models.items():
+        audio = clip(model, 6.0)
+        made[name] = make_lm(model, audio[:, audio.shape[1] // 2 :])
+    return made
+
+
+@pytest.fixture(scope="session")
+def file_24khz(small_models, lms) -> bytes:
+    """8 segments of 0.25 s at 24 kHz, some raw and some not, the last one shorter."""
+    return compress(small_models["24khz"], clip(small_models["24khz"], 1.9), 3.6, lms["24khz"], segment_seconds=0.25)
+
+
+@pytest.fixture(scope="session")
+def file_48khz(small_models, lms) -> bytes:
+    """3 segments of one chunk."""
+    return compress(small_models["48khz"], clip(small_models["48khz"], 2.5), 3.6, lms["48khz"], segment_seconds=0.1)

@@ -10,13 +10,26 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 from torch import distributed, multiprocessing
 
-from modeling_encodec.conversion.key_mapping import discriminator_to_original, to_original
+from modeling_encodec.conversion.key_mapping import (
+    discriminator_to_original,
+    lm_config_from_original,
+    lm_from_original,
+    to_original,
+)
 from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.modeling_lm_encodec import EncodecLM
 from modeling_encodec.training.discriminator import MultiScaleSTFTDiscriminator
+
+
+LM_FRAME_RATE = 75
+# Language models: codebooks, codebook size, width, layers, frames of context
+SMALL_LM = (4, 61, 32, 2, 20)
+RELEASED_LM = (32, 1024, 200, 5, 262)
 
 
 def stock_model(model: EncodecModel) -> transformers.EncodecModel:
@@ -71,6 +84,27 @@ def original_discriminator(discriminator: MultiScaleSTFTDiscriminator):
     original = import_encodec("encodec.msstftd").MultiScaleSTFTDiscriminator(filters, **sizes)
     original.load_state_dict(discriminator_to_original(discriminator.state_dict(), windows))
     return original
+
+
+@torch.no_grad()
+def lm_pair(codebooks, codebook_size, width, layers, context, seed=0):
+    """The original's language model with random weights, none of them zero or one, and ours with the same."""
+    if import_encodec() is None:
+        pytest.skip("the encodec package is not installed")
+    torch.manual_seed(seed)
+    make = import_encodec("encodec.model").LMModel
+    original = make(codebooks, codebook_size, width, num_layers=layers, past_context=context).eval()
+    for name, parameter in original.named_parameters():
+        if parameter.dim() == 1:
+            parameter += 0.2 * torch.randn_like(parameter)
+        elif name.startswith("linears"):
+            parameter *= 3  # so that probabilities are far from even
+    config = lm_config_from_original(original.state_dict(), LM_FRAME_RATE)
+    config.context_seconds = (context + 0.5) / LM_FRAME_RATE
+    assert config.context_frames == context
+    lm = EncodecLM(config).eval()
+    lm.load_state_dict(lm_from_original(original.state_dict()))
+    return original, lm
 
 
 def in_processes(work: Callable, folder: Path, *, world: int = 2, timeout: float = 120) -> Sequence:

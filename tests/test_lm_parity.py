@@ -2,59 +2,21 @@
 
 import pytest
 import torch
-from peers import import_encodec
+from lm_models import make_codes, shifted
+from peers import RELEASED_LM, SMALL_LM, lm_pair
 
 from modeling_encodec.configuration_encodec import EncodecLMConfig
 from modeling_encodec.conversion.key_mapping import lm_config_from_original, lm_from_original, lm_to_original
-from modeling_encodec.modeling_lm_encodec import EncodecLM
-
-
-FRAME_RATE = 75
-# codebooks, codebook size, width, layers, frames of context
-SMALL = (4, 61, 32, 2, 20)
-RELEASED = (32, 1024, 200, 5, 262)
-
-
-@torch.no_grad()
-def lm_pair(codebooks, codebook_size, width, layers, context, seed=0):
-    """The original's language model with random weights, none of them zero or one, and ours with the same."""
-    if import_encodec() is None:
-        pytest.skip("the encodec package is not installed")
-    torch.manual_seed(seed)
-    make = import_encodec("encodec.model").LMModel
-    original = make(codebooks, codebook_size, width, num_layers=layers, past_context=context).eval()
-    for name, parameter in original.named_parameters():
-        if parameter.dim() == 1:
-            parameter += 0.2 * torch.randn_like(parameter)
-        elif name.startswith("linears"):
-            parameter *= 3  # so that probabilities are far from even
-    config = lm_config_from_original(original.state_dict(), FRAME_RATE)
-    config.context_seconds = (context + 0.5) / FRAME_RATE
-    assert config.context_frames == context
-    lm = EncodecLM(config).eval()
-    lm.load_state_dict(lm_from_original(original.state_dict()))
-    return original, lm
-
-
-def random_codes(lm, batch, codebooks, frames, seed=1):
-    return torch.randint(
-        lm.config.codebook_size, (batch, codebooks, frames), generator=torch.Generator().manual_seed(seed)
-    )
-
-
-def shifted(codes):
-    """What the model is told when it predicts `codes`: the frame before each, -1 before the first."""
-    return torch.cat([torch.full_like(codes[..., :1], -1), codes[..., :-1]], dim=2)
 
 
 @pytest.fixture(scope="module")
 def small():
-    return lm_pair(*SMALL)
+    return lm_pair(*SMALL_LM)
 
 
 @pytest.fixture(scope="module")
 def released():
-    return lm_pair(*RELEASED)
+    return lm_pair(*RELEASED_LM)
 
 
 def assert_same(original, lm, codes):
@@ -69,14 +31,14 @@ def assert_same(original, lm, codes):
 @torch.no_grad()
 def test_all_frames_at_once_small(small, codebooks):
     original, lm = small
-    assert_same(original, lm, random_codes(lm, 2, codebooks, 70))
+    assert_same(original, lm, make_codes(lm, 2, 70, codebooks))
 
 
 @pytest.mark.parametrize("codebooks", [2, 32])
 @torch.no_grad()
 def test_all_frames_at_once_of_the_released_size(released, codebooks):
     original, lm = released
-    assert_same(original, lm, random_codes(lm, 1, codebooks, 290))
+    assert_same(original, lm, make_codes(lm, 1, 290, codebooks))
 
 
 @pytest.mark.parametrize(("codebooks", "frames"), [(1, 50), (3, 50), (4, 50)])
@@ -91,7 +53,7 @@ def test_step_by_step_of_the_released_size(released):
 
 
 def check_steps(original, lm, codebooks, frames):
-    previous = shifted(random_codes(lm, 1, codebooks, frames))
+    previous = shifted(make_codes(lm, 1, frames, codebooks))
     states, offset, cache = None, 0, None
     for frame in previous.split(1, dim=2):
         theirs, states, offset = original(1 + frame, states, offset)

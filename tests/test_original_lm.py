@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import import_encodec
-from test_lm_parity import RELEASED, SMALL, lm_pair, random_codes
+from lm_models import make_codes
+from peers import RELEASED_LM, SMALL_LM, import_encodec, lm_pair
 
 from modeling_encodec.bitstream.arithmetic_coder import (
     TOTAL,
@@ -201,7 +201,7 @@ def test_bits_that_name_no_symbol(coder, rows, data):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "codebooks", "frames"), [(SMALL, 3, 300), ((3, 57, 40, 2, 20), 2, 100), (RELEASED, 4, 280)]
+    ("sizes", "codebooks", "frames"), [(SMALL_LM, 3, 300), ((3, 57, 40, 2, 20), 2, 100), (RELEASED_LM, 4, 280)]
 )
 @torch.no_grad()
 def test_probabilities_are_the_original_ones_to_the_last_bit(sizes, codebooks, frames):
@@ -210,7 +210,7 @@ def test_probabilities_are_the_original_ones_to_the_last_bit(sizes, codebooks, f
     lm.config.max_positions = 64
     steps, states, offset = OriginalSteps(lm, codebooks), None, 0
     frame = torch.full((1, codebooks, 1), -1)
-    for following in random_codes(lm, 1, codebooks, frames).split(1, dim=2):
+    for following in make_codes(lm, 1, frames, codebooks).split(1, dim=2):
         theirs, states, offset = original(1 + frame, states, offset)
         assert torch.equal(steps(frame.flatten().tolist()), theirs[0, :, :, 0].T)
         frame = following
@@ -223,7 +223,7 @@ SEGMENTS = (40, 40, 7)  # frames; past the context of 20
 
 @pytest.fixture(scope="module")
 def lms():
-    return lm_pair(*SMALL)
+    return lm_pair(*SMALL_LM)
 
 
 @pytest.fixture(scope="module")
@@ -402,6 +402,6 @@ def test_any_bytes_give_codes_or_a_clean_error(lms, data, codebooks, frames):
 
 
 def test_other_weights_are_found_out(segments):
-    _, other = lm_pair(*SMALL, seed=1)
+    _, other = lm_pair(*SMALL_LM, seed=1)
     with pytest.raises(EcdcError):
         decode_segment(other, io.BytesIO(segments[0] + bytes(500)), 3, SEGMENTS[0])

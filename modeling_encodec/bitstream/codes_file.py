@@ -5,6 +5,7 @@ decodable alone: the language model begins anew, which costs it a little at ever
 language model would make it longer.
 """
 
+import math
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -114,7 +115,7 @@ class EcdcWriter:
             raise ValueError(f"codes range from {codes.min()} to {codes.max()}, allowed: 0 to {size - 1}")
         self.pending.append(codes.astype("<i8"))
         if scale is not None:
-            self.scales.append(float(scale))
+            self.scales = [*(self.scales if chunks else []), float(scale)]
         while True:
             if chunks:
                 full = len(self.pending) * self.config.chunk_stride >= self.header.samples_per_segment
@@ -138,7 +139,9 @@ class EcdcWriter:
         codes = self.pending[0] if len(self.pending) == 1 else np.concatenate(self.pending, axis=1)
         codes, rest = codes[:, :frames], codes[:, frames:]
         self.pending = [rest] if rest.shape[1] else []
-        scales, self.scales = self.scales, []
+        scales = self.scales
+        if self.config.chunk_length is not None:  # else the one scale is the whole signal's
+            self.scales = []
         self._open(codes)
         raw, by_lm = self.coders
         payload, coded = raw.encode(codes), False
@@ -163,19 +166,26 @@ class EcdcReader:
         self.file, self.header = file, header or read_header(file)
 
     def read(
-        self, model: EncodecModel, lm: EncodecLM | None = None, *, together: int = 1, first: int = 0
+        self,
+        model: EncodecModel,
+        lm: EncodecLM | None = None,
+        *,
+        together: int = 1,
+        first: int = 0,
+        other_decoder: bool = False,
     ) -> Iterator[DecodedSegment | Damage | End]:
         """What the file holds, in order, decoded as it arrives.
 
         Args:
-            lm: the language model, needed if a segment was coded with it.
+            lm: the language model, needed if the file names one.
             together: segments that are waited for, to be decoded at once, which is faster.
             first: the segment at which the file stands, after `container.seek_segment`.
+            other_decoder: take a model whose codebooks are the file's, whatever its decoder.
 
         Raises:
             EcdcError: at once if model or language model are not the file's.
         """
-        check_models(self.header, model, lm)
+        check_models(self.header, model, lm, other_decoder=other_decoder)
         coders = (RawCoder(self.header.bits_per_code), None if lm is None else LMCoder(lm))
         return self._decoded(read_segments(self.file, self.header, first=first), coders, together)
 
@@ -194,7 +204,9 @@ class EcdcReader:
 
     def _decode(self, segments: list[Segment], coders) -> Iterator[DecodedSegment | Damage]:
         books, (raw, by_lm) = self.header.codebooks, coders
-        found = self._by_lm([segment for segment in segments if segment.coded_with_lm], by_lm)
+        coded = [segment for segment in segments if segment.coded_with_lm]
+        payloads, frames = [segment.payload for segment in coded], [segment.frames for segment in coded]
+        found = dict(zip((segment.index for segment in coded), by_lm.decode(payloads, books, frames) if coded else []))
         for segment in segments:
             codes = found.get(segment.index)
             if not segment.coded_with_lm:
@@ -208,21 +220,10 @@ class EcdcReader:
                 end = min(end, self.header.audio_length or end)
                 yield Damage(segment.index, segment.index, start, end, problem)
 
-    def _by_lm(self, segments: list[Segment], coder: LMCoder) -> dict[int, np.ndarray]:
-        """Codes by segment; without those whose bytes no codes have."""
-        payloads, frames = [segment.payload for segment in segments], [segment.frames for segment in segments]
-        try:
-            codes = coder.decode(payloads, self.header.codebooks, frames) if segments else []
-        except EcdcError:
-            if len(segments) == 1:
-                return {}
-            return {k: v for segment in segments for k, v in self._by_lm([segment], coder).items()}
-        return {segment.index: found for segment, found in zip(segments, codes)}
-
     def _problem(self, segment: Segment, codes: np.ndarray | None) -> str | None:
-        """Why a segment that passed cannot be used: only a false writer makes such ones."""
+        """Why a segment that passed cannot be used: a false writer, or a machine that computes wrongly."""
         if codes is None:
-            return "its bytes are none of the language model's"
+            return "the language model finds other codes in it than were encoded"
         if codes.max() >= self.header.codebook_size:
             return f"a code is {codes.max()}, allowed: up to {self.header.codebook_size - 1}"
         return None
@@ -230,8 +231,8 @@ class EcdcReader:
 
 def segment_size(config: EncodecConfig, seconds: float) -> tuple[int, int]:
     """Frames of a segment of about so many seconds, at most, and samples from its start to the next one's."""
-    if not seconds > 0:
-        raise ValueError(f"segment_seconds is {seconds}, allowed: above 0")
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"segment_seconds is {seconds}, allowed: a finite number above 0")
     samples = seconds * config.sampling_rate
     if config.chunk_length is None:
         frames = int(min(max(1, round(samples / config.hop_length)), MOST_FRAMES))
@@ -272,17 +273,18 @@ def check_lm(lm: EncodecLM, model: EncodecModel, codebooks: int = 1) -> None:
         )
 
 
-def check_models(header: Header, model: EncodecModel, lm: EncodecLM | None) -> None:
-    """Refuse a model or language model that the file was not made with.
+def check_models(header: Header, model: EncodecModel, lm: EncodecLM | None, *, other_decoder: bool = False) -> None:
+    """Refuse a model or language model that the file was not made with; with `other_decoder` but for the decoder.
 
     Raises:
         EcdcError: which names both.
     """
-    if (ours := model_fingerprint(model)) != header.model_fingerprint:
-        raise EcdcError(
-            f"the file was made with {header.model_name!r} (fingerprint {header.model_fingerprint}), "
-            f"this model's fingerprint is {ours}"
-        )
+    ours, theirs = model_fingerprint(model), header.model_fingerprint
+    if ours != theirs and not (other_decoder and ours[:8] == theirs[:8]):
+        message = f"the file was made with {header.model_name!r} (fingerprint {theirs}), this model's is {ours}"
+        if ours[:8] == theirs[:8]:
+            message += f": the same codebooks, another decoder (in {model.dtype}); other_decoder allows that"
+        raise EcdcError(message)
     config = model.config
     there = (header.sampling_rate, header.channels, header.codebook_size, header.hop_length, header.has_scales)
     here = (config.sampling_rate, config.audio_channels, config.codebook_size, config.hop_length, config.normalize)

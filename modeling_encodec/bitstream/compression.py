@@ -18,6 +18,7 @@ from modeling_encodec.bitstream.container import VERSION, Damage, Header, read_h
 from modeling_encodec.bitstream.ecdc import MAGIC, EcdcError, EcdcHeader, read_exactly
 from modeling_encodec.bitstream.ecdc import read_header as read_original_header
 from modeling_encodec.bitstream.original_file import read_original, write_original
+from modeling_encodec.bitstream.original_lm import check_original_lm
 from modeling_encodec.bitstream.segment_coders import MOST_ROWS
 from modeling_encodec.checkpoints import checkpoint_for, lm_checkpoint_for
 from modeling_encodec.modeling_encodec import EncodecModel
@@ -72,8 +73,8 @@ def compress_to_file(
         raise ValueError(f"audio {given}, allowed: a tensor or an array (channels, samples)")
     if version not in (0, 1):
         raise ValueError(f"version is {version}, allowed: 0 or 1")
-    if lm is not None and version == 1:
-        check_lm(lm, model)  # before the work of encoding
+    if lm is not None:  # before the work of encoding
+        check_lm(lm, model) if version == 1 else check_original_lm(lm)
     audio = torch.as_tensor(audio)
     coded = model.encode(audio[None], bandwidth=bandwidth, num_quantizers=num_quantizers)
     name = model_name or name_of(model)
@@ -90,7 +91,7 @@ def compress_to_file(
         lm_name=None if lm is None else lm_name or name_of(lm),
         segment_seconds=segment_seconds,
         audio_length=audio.shape[1],
-        file_id=zlib.crc32(codes.tobytes()),
+        file_id=zlib.crc32(codes.astype("<i8").tobytes()),
     )
     for chunk, scale, (start, stop) in zip(codes, coded.audio_scales, model.config.chunk_spans(audio.shape[1])):
         writer.write(chunk[:, : model.config.num_frames(stop - start)], None if scale is None else scale.item())
@@ -111,6 +112,7 @@ def decompress_from_file(
     *,
     strict: bool = False,
     conceal: Literal["silence", "repeat"] = "silence",
+    other_decoder: bool = False,
     on_damage: Callable[[Damage], None] | None = None,
 ) -> tuple[torch.Tensor, int]:
     """Decode one `.ecdc` file of either version: audio (channels, T) and its sampling rate.
@@ -120,6 +122,7 @@ def decompress_from_file(
         model, lm: what to decode with, whatever they are called in the file; by default those that the file names.
         strict: damage is an error. Otherwise undamaged segments are decoded and the others concealed.
         conceal: damaged segments become silence, or the segment before them again.
+        other_decoder: take a model with the file's codebooks and another decoder: trained on, or in half precision.
         on_damage: gets each damaged range; by default a line of the log says it.
 
     Raises:
@@ -138,7 +141,7 @@ def decompress_from_file(
     else:
         if lm is None and header.lm_name is not None:
             lm = EncodecLM.from_pretrained(lm_checkpoint_for(header.lm_name)).eval()
-        items = EcdcReader(file, header).read(model, lm, together=MOST_ROWS)
+        items = EcdcReader(file, header).read(model, lm, together=MOST_ROWS, other_decoder=other_decoder)
         report = on_damage or functools.partial(_log_damage, sampling_rate=header.sampling_rate)
         joined = join_segments(items, header, model.config, strict=strict, on_damage=report)
         chunks = stack_chunks([torch.from_numpy(chunk)[None] for chunk in joined.chunks], [len(joined.chunks)])
@@ -159,8 +162,11 @@ def read_any_header(file: BinaryIO) -> tuple[EcdcHeader | Header, BinaryIO]:
 
 
 def name_of(model: EncodecModel | EncodecLM) -> str:
-    """What a model is called in a file: the last part of the folder or Hub id it was loaded from."""
-    return PurePath(model.config._name_or_path).name or "unnamed"
+    """What a model is called in a file: the last telling part of the folder or Hub id it was loaded from."""
+    parts = PurePath(model.config._name_or_path).parts
+    if parts[-1:] == ("model",):  # in the output folder of a training run
+        parts = parts[:-1]
+    return parts[-1] if parts else "unnamed"
 
 
 def _decode(model: EncodecModel, codes: torch.Tensor, scales: list, length: int) -> torch.Tensor:

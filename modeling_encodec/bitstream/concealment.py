@@ -12,6 +12,8 @@ from modeling_encodec.bitstream.ecdc import EcdcError
 from modeling_encodec.configuration_encodec import EncodecConfig
 
 
+# Segments that may be concealed for each that could be read: a file may claim any length.
+MOST_CONCEALED = 100
 # Seconds over which audio fades out before silence and in after it.
 FADE_SECONDS = 0.005
 
@@ -74,6 +76,8 @@ def join_segments(
             del found[index]
     if not found:
         raise EcdcError(f"no segment of the file could be read: {reasons[0]}")
+    if (count := header.segments_in(length)) > MOST_CONCEALED * (len(found) + 1):
+        raise EcdcError(f"only {len(found)} of {count} segments could be read, allowed: one in {MOST_CONCEALED}")
     return _join(found, header, config, length)
 
 
@@ -114,8 +118,8 @@ def _join(found: dict[int, DecodedSegment], header: Header, config: EncodecConfi
             segment = DecodedSegment(index, codes, tuple(np.resize(near.scales, len(frames))) if near.scales else ())
         chunks += np.split(segment.codes, np.cumsum(frames)[:-1], axis=1)
         scales += segment.scales
-    if config.chunk_length is None:
-        chunks = [np.concatenate(chunks, axis=1)]
+    if config.chunk_length is None:  # one chunk, and one scale if any, which every segment has
+        chunks, scales = [np.concatenate(chunks, axis=1)], scales[:1]
     return JoinedCodes(chunks, scales, concealed, length)
 
 

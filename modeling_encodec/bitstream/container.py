@@ -3,7 +3,7 @@
     bytes   content (numbers are big-endian)
     header
     4, 1, 1 "ECDC"; version, 1; flags (bit 0: has a language model (LM), bit 1: segments carry scales, all others 0)
-    8, 8    fingerprints of the model and of the LM; zeros without an LM
+    8, 8    fingerprints of the model (4 of codebooks, 4 of decoder) and of the LM; zeros without an LM
     4, 1    sampling rate; channels
     1, 2    codebooks K, at least 1; codebook size - 1. A code has ceil(log2(codebook size)) bits
     2, 2    hop length (samples per frame); most frames per segment
@@ -16,7 +16,7 @@
     1, 1    kind (0: raw codes, 1: coded with the LM, 2: end); number of scales
     3, 2, 3 index of the segment, from 0; frames; payload bytes n
     4 each  scales, float32
-    n       payload; raw: exactly ceil(frames * K * bits / 8) bytes, LM: fewer than that
+    n       payload; raw: exactly ceil(frames * K * bits / 8) bytes, LM: fewer than that, but at least frames / 8
     4       CRC32 of the segment up to here, started from the file id
     end: a segment of kind 2; its index is the number of segments, frames and scales are 0, and the payload is
     8, 4    audio length in samples; CRC32 of the CRC32s of all segments
@@ -356,7 +356,7 @@ class _Head(NamedTuple):
                 "scales": (1, 255) if header.has_scales else (0, 0),
                 "index": (0, (header.segments or MOST_SEGMENTS) - 1),
                 "frames": (1, header.frames_per_segment),
-                "payload_bytes": (raw, raw) if self.kind == RAW else (0, raw - 1),
+                "payload_bytes": (raw, raw) if self.kind == RAW else (-(-self.frames // 8), raw - 1),
             }
         for name, (least, most) in allowed.items():
             if not least <= getattr(self, name) <= most:

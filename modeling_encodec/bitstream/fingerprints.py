@@ -25,9 +25,9 @@ def codebook_fingerprint(model: EncodecModel) -> str:
 
 
 def model_fingerprint(model: EncodecModel) -> str:
-    """Of the codebooks and the decoder: what codes sound like."""
+    """Of the codebooks, eight digits, and of the decoder, eight: what codes sound like."""
     decoder = [tensor for _, tensor in sorted(model.decoder.state_dict().items())]
-    return _digest(model, [*_codebooks(model), *decoder])
+    return codebook_fingerprint(model)[:8] + _digest(model.decoder, decoder)[:8]
 
 
 def lm_fingerprint(lm: EncodecLM) -> str:

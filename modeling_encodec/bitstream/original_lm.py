@@ -72,6 +72,20 @@ def decode_segment(lm: EncodecLM, file: BinaryIO, codebooks: int, frames: int, *
     return np.array(codes, dtype=np.int64).reshape(frames, codebooks).T
 
 
+def check_original_lm(lm: EncodecLM) -> None:
+    """Refuse a model that version 0 has no place for.
+
+    Raises:
+        ValueError: with what it has and version 0 has not.
+    """
+    if not lm.config.has_float_form:
+        raise ValueError("the language model has no float form, allowed: one with float weights, in version 0")
+    if not lm.config.zero_past_key:
+        raise ValueError("zero_past_key is False, allowed: True in version 0, as the original knows no other")
+    if lm.head.weight.dtype != torch.float32:
+        raise ValueError(f"the language model is {lm.head.weight.dtype}, allowed: torch.float32 in version 0")
+
+
 class OriginalSteps:
     """The original's probabilities, one frame after the other. Each call is a step; a new object begins anew.
 
@@ -80,15 +94,10 @@ class OriginalSteps:
 
     def __init__(self, lm: EncodecLM, codebooks: int):
         config = lm.config
-        if not config.has_float_form:
-            raise ValueError("the language model has no float form, allowed: one with float weights, in version 0")
-        if not config.zero_past_key:
-            raise ValueError("zero_past_key is False, allowed: True in version 0, as the original knows no other")
+        check_original_lm(lm)
         if codebooks > config.num_codebooks:
             raise ValueError(f"codes have {codebooks} codebooks, allowed: up to {config.num_codebooks}")
         weights = lm.head.weight
-        if weights.dtype != torch.float32:
-            raise ValueError(f"the language model is {weights.dtype}, allowed: torch.float32 in version 0")
         self._reach, self._size = config.context_frames, config.codebook_size
         table = lm.embeddings.weight.detach().unflatten(0, (config.num_codebooks, -1))
         self._embeddings = _copies(table[:codebooks])

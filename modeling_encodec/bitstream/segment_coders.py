@@ -1,10 +1,17 @@
 """A segment's codes to bytes and back: packed (`RawCoder`) or by a language model and a range coder (`LMCoder`).
 
+A language model's payload ends with a checksum of the codes themselves: whatever may go wrong between its two ends,
+wrong codes are not given out for right ones. It has at least a bit a frame, so that few bytes never keep a reader busy
+for long; words of zero, which a range coder finds behind its end anyway, fill up what has less.
+
 The range coder is constriction's queue coder: 32-bit words, a 64-bit state, probabilities in 24 bits. It takes floats,
 but gets whole numbers that sum to 2**24 - V for V entries, to each of which it adds 1: so its intervals are exactly
 `EncodecLM.frequencies`, and no rounding is left to it (`tests/test_segment_coders.py` decodes by the formulas alone).
 """
 
+import math
+import struct
+import zlib
 from collections.abc import Sequence
 
 import constriction
@@ -12,7 +19,6 @@ import numpy as np
 import torch
 
 from modeling_encodec.bitstream.bit_packing import pack, unpack
-from modeling_encodec.bitstream.ecdc import EcdcError
 from modeling_encodec.integer_lm_encodec import BLOCK_FRAMES
 from modeling_encodec.modeling_lm_encodec import NO_CODE, EncodecLM
 
@@ -40,6 +46,9 @@ class RawCoder:
 class LMCoder:
     """Codes by their probabilities given the frames before them in the segment."""
 
+    # Bytes of the checksum at a payload's end.
+    checksum = struct.Struct("!I")
+
     def __init__(self, lm: EncodecLM):
         self.integer = lm.integer
 
@@ -54,42 +63,47 @@ class LMCoder:
             shares, cache = self.integer.shares(previous[:, :, block], cache)
             symbols = np.ascontiguousarray(codes[:, block].T.reshape(-1), dtype=np.int32)
             coder.encode(symbols, FAMILY, _array(shares[0]).reshape(len(symbols), -1))
-        return coder.get_compressed().astype("<u4").tobytes()
+        words = coder.get_compressed().astype("<u4").tobytes()
+        words = words.ljust(4 * math.ceil(codes.shape[1] / 32), b"\0")
+        return words + self.checksum.pack(_digest(codes))
 
-    def decode(self, payloads: Sequence[bytes], codebooks: int, frames: Sequence[int]) -> list[np.ndarray]:
-        """Codes (K, F) int64 of several segments, of so many frames each. They take their steps together.
-
-        Raises:
-            EcdcError: for a payload that no codes have.
-        """
+    def decode(self, payloads: Sequence[bytes], codebooks: int, frames: Sequence[int]) -> list[np.ndarray | None]:
+        """Codes (K, F) int64 of several segments, of so many frames each; None where they are not those that were
+        encoded. They take their steps together."""
         decoded = []
         for first in range(0, len(payloads), MOST_ROWS):
             rows = slice(first, first + MOST_ROWS)
             decoded += self._decode_rows(payloads[rows], codebooks, frames[rows])
         return decoded
 
-    def _decode_rows(self, payloads: Sequence[bytes], codebooks: int, frames: Sequence[int]) -> list[np.ndarray]:
-        if any(len(payload) % 4 for payload in payloads):
-            raise EcdcError(f"payloads have {[len(p) for p in payloads]} bytes, allowed: multiples of 4")
-        coders = [constriction.stream.queue.RangeDecoder(np.frombuffer(p, "<u4").astype(np.uint32)) for p in payloads]
+    def _decode_rows(
+        self, payloads: Sequence[bytes], codebooks: int, frames: Sequence[int]
+    ) -> list[np.ndarray | None]:
+        size = self.checksum.size
+        words = [payload[:-size].ljust(-(-len(payload[:-size]) // 4) * 4, b"\0") for payload in payloads]
+        coders = [constriction.stream.queue.RangeDecoder(np.frombuffer(w, "<u4").astype(np.uint32)) for w in words]
         codes = np.zeros((len(coders), codebooks, max(frames)), dtype=np.int64)
-        previous, cache = torch.full((len(coders), codebooks, 1), NO_CODE), None
+        previous, cache = torch.full((len(coders), codebooks, 1), NO_CODE, device="cpu"), None
+        failed = set()
         for frame in range(max(frames)):
             shares, cache = self.integer.shares(previous, cache)
             shares = _array(shares[:, 0])
             for row, coder in enumerate(coders):
-                if frame < frames[row]:
-                    codes[row, :, frame] = _decode(coder, shares[row])
+                if frame < frames[row] and row not in failed:
+                    try:
+                        codes[row, :, frame] = coder.decode(FAMILY, shares[row])
+                    except (ValueError, AssertionError):  # bytes that no codes have
+                        failed.add(row)
             previous = torch.from_numpy(codes[:, :, frame : frame + 1])
-        return [row[:, :count] for row, count in zip(codes, frames)]
+        found = [row[:, :count] for row, count in zip(codes, frames)]
+        right = [payload[-size:] == self.checksum.pack(_digest(one)) for payload, one in zip(payloads, found)]
+        return [one if good and row not in failed else None for row, (one, good) in enumerate(zip(found, right))]
 
 
 def _array(shares: np.ndarray | torch.Tensor) -> np.ndarray:
     return shares.cpu().numpy() if isinstance(shares, torch.Tensor) else shares
 
 
-def _decode(coder, shares: np.ndarray) -> np.ndarray:
-    try:
-        return coder.decode(FAMILY, shares)
-    except (ValueError, AssertionError) as error:
-        raise EcdcError(f"a segment's bytes are none of the language model's: {error}") from None
+def _digest(codes: np.ndarray) -> int:
+    """CRC32 of codes (K, F): of 32 bits each, frame by frame."""
+    return zlib.crc32(np.ascontiguousarray(codes.T).astype("<u4").tobytes())

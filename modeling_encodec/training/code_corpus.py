@@ -76,12 +76,13 @@ def _codes_of(codec: EncodecModel, path: Path) -> np.ndarray | str:
     config = codec.config
     try:
         audio, _ = read_audio(path, config.sampling_rate, config.audio_channels)
+        coded = codec.encode(torch.from_numpy(audio)[None].to(codec.device), num_quantizers=config.num_quantizers)
     except (OSError, ValueError) as error:
         return str(error)
-    coded = codec.encode(torch.from_numpy(audio)[None].to(codec.device), num_quantizers=config.num_quantizers)
     spans = config.chunk_spans(audio.shape[1])
     chunks = [chunk[0, :, : config.num_frames(stop - start)] for chunk, (start, stop) in zip(coded.audio_codes, spans)]
-    return torch.cat(chunks, dim=1).cpu().numpy()
+    codes = torch.cat(chunks, dim=1).cpu().numpy()
+    return codes.astype(np.int16 if config.codebook_size <= 1 << 15 else np.int32)
 
 
 _load = cache(lambda folder: EncodecModel.from_pretrained(folder).eval())

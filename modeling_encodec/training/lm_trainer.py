@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from modeling_encodec.bitstream.fingerprints import codebook_fingerprint
+from modeling_encodec.calibration_lm_encodec import check_size
 from modeling_encodec.checkpoints import bundled_checkpoint
 from modeling_encodec.configuration_encodec import EncodecLMConfig
 from modeling_encodec.modeling_encodec import EncodecModel
@@ -59,6 +60,7 @@ class LMTrainer(TrainingRun):
                 f"the codec's codebooks are {self.fingerprint}, allowed: {lm.config.codec_fingerprint}, as in the run "
                 "to be resumed"
             )
+        check_size(lm.config)  # better known now than when the run is over
         self.lm = lm.to(device).train()
         self.learner = LMUpdate(self.lm, codec.config, config, self.accelerator)
         self.equal_on_all_processes([self.lm])
