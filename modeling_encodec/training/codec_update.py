@@ -100,13 +100,13 @@ class CodecUpdate:
         means = torch.stack([torch.stack([losses[name] for name in names]) for losses, _ in results]).mean(0)
         means = self._mean(means).tolist()
         if not all(map(math.isfinite, means)):
-            raise NonFiniteLoss(", ".join(f"{name} {mean:g}" for name, mean in zip(names, means)))
+            raise NonFiniteLoss("losses are " + ", ".join(f"{name} {mean:g}" for name, mean in zip(names, means)))
         steps = [(self.optimizer, self.parameters, self.config.max_gradient_norm)]
         if learns:
             steps.append((adversary.optimizer, list(adversary.network.parameters()), None))
         norms = [combine_gradients(parameters, self.accelerator, limit) for _, parameters, limit in steps]
         if not all(map(math.isfinite, norms)):
-            raise NonFiniteLoss(f"finite, but norms of gradients {norms}")
+            raise NonFiniteLoss(f"losses are finite, but norms of gradients {norms}")
         self._set_rates(update)
         for optimizer, _, _ in steps:
             optimizer.step()

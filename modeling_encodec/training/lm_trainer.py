@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from modeling_encodec.bitstream.fingerprints import codebook_fingerprint
 from modeling_encodec.calibration_lm_encodec import check_size
@@ -28,9 +27,9 @@ from modeling_encodec.training.corpora import Corpus, open_corpora
 from modeling_encodec.training.lm_configuration import LMTrainingConfig
 from modeling_encodec.training.lm_update import LMUpdate, rates_of
 from modeling_encodec.training.mixing import TrainingAudio
-from modeling_encodec.training.optimization import Averages, NonFiniteLoss
+from modeling_encodec.training.optimization import Averages
 from modeling_encodec.training.options import require
-from modeling_encodec.training.run import TrainingRun
+from modeling_encodec.training.run import TrainingRun, check_folder
 from modeling_encodec.training.validation import read_clips
 
 
@@ -49,9 +48,9 @@ class LMTrainer(TrainingRun):
         """
         super().__init__(config)
         state, device = self.state, self.accelerator.device
-        if config.codec and Path(config.codec).is_absolute() and not Path(config.codec).is_dir():
-            raise FileNotFoundError(f"{config.codec}: no such model folder")
-        codec = EncodecModel.from_pretrained(config.codec or bundled_checkpoint(), dtype=torch.float32)
+        source = config.codec or bundled_checkpoint()
+        check_folder(source)
+        codec = EncodecModel.from_pretrained(source, dtype=torch.float32)
         self.codec = codec.eval().requires_grad_(False).to(device)
         self.fingerprint = codebook_fingerprint(codec)
         lm = self._new_model() if state is None else EncodecLM(EncodecLMConfig.from_dict(state["architecture"]))
@@ -78,13 +77,7 @@ class LMTrainer(TrainingRun):
 
     def one_update(self, batch: dict) -> dict[str, float]:
         """One update by this process's share of its batch; its bits."""
-        codes = self._codes(batch)
-        try:
-            losses = self.learner.run(codes, self.update)
-        except NonFiniteLoss as error:
-            path = self.folder / f"nonfinite_{self.update}_{self.accelerator.process_index}.safetensors"
-            save_file({"codes": codes.cpu().contiguous()}, path)
-            raise NonFiniteLoss(f"update {self.update}: {error}; the batch is in {path}") from None
+        losses = self.checked(self.learner.run, "codes", self._codes(batch))
         self.averages.update()
         return losses
 
@@ -126,8 +119,7 @@ class LMTrainer(TrainingRun):
             names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
             own = {name: getattr(config, name) for name in (*names, "context_seconds", "max_positions")}
             return EncodecLM(EncodecLMConfig.for_codec(codec, codec_fingerprint=self.fingerprint, **own))
-        if Path(config.model).is_absolute() and not Path(config.model).is_dir():
-            raise FileNotFoundError(f"{config.model}: no such model folder")
+        check_folder(config.model)
         lm = EncodecLM.from_pretrained(config.model, dtype=torch.float32)
         if (lm.config.num_codebooks, lm.config.codebook_size) != (codec.num_quantizers, codec.codebook_size):
             raise ValueError(

@@ -7,7 +7,7 @@ way, goes on from its last checkpoint with `resume=True` as if it had never been
 import logging
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -16,11 +16,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
+from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
 from modeling_encodec.training.checkpoint import CHECKPOINT, load_checkpoint
 from modeling_encodec.training.mixing import batch_loader
+from modeling_encodec.training.optimization import NonFiniteLoss
 from modeling_encodec.training.options import RunConfig
 from modeling_encodec.training.reporting import Reporter
 
@@ -100,6 +102,19 @@ class TrainingRun:
                     self.save()
         return True
 
+    def checked(self, learn: Callable, name: str, batch: torch.Tensor) -> dict[str, float]:
+        """Losses of `learn(batch, update)`; a batch that makes them other than finite is kept, under `name`.
+
+        Raises:
+            NonFiniteLoss: which says where that is.
+        """
+        try:
+            return learn(batch, self.update)
+        except NonFiniteLoss as error:
+            path = self.folder / f"nonfinite_{self.update}_{self.accelerator.process_index}.safetensors"
+            save_file({name: batch.cpu().contiguous()}, path)
+            raise NonFiniteLoss(f"update {self.update}: {error}; the batch is in {path}") from None
+
     def say(self, values: dict[str, float]) -> None:
         """A line of values, where there is no progress bar to look at."""
         if self.accelerator.is_main_process and not self.reporter.interactive:
@@ -170,6 +185,16 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ValueError(f"Accelerate's mixed precision is {accelerator.mixed_precision}, allowed: no, bf16")
     return accelerator
+
+
+def check_folder(source: str | Path) -> None:
+    """Refuse a path without a model; the Hub's message would be of repository ids.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
+    if Path(source).is_absolute() and not Path(source).is_dir():
+        raise FileNotFoundError(f"{source}: no such model folder")
 
 
 def make_repository(repository: str) -> None:

@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.modeling_encodec import EncodecModel
@@ -22,8 +21,8 @@ from modeling_encodec.training.configuration import TrainingConfig
 from modeling_encodec.training.corpora import Corpus, open_corpora
 from modeling_encodec.training.guards import Guard, find_warnings
 from modeling_encodec.training.mixing import TrainingAudio
-from modeling_encodec.training.optimization import Averages, NonFiniteLoss
-from modeling_encodec.training.run import TrainingRun
+from modeling_encodec.training.optimization import Averages
+from modeling_encodec.training.run import TrainingRun, check_folder
 from modeling_encodec.training.validation import decode_clips, read_clips, validate
 
 
@@ -74,13 +73,7 @@ class CodecTrainer(TrainingRun):
 
     def one_update(self, batch: dict) -> dict[str, float]:
         """One update by this process's share of its batch; its losses."""
-        audio = batch["audio"].to(self.accelerator.device)
-        try:
-            losses = self.codec.run(audio, self.update)
-        except NonFiniteLoss as error:
-            path = self.folder / f"nonfinite_{self.update}_{self.accelerator.process_index}.safetensors"
-            save_file({"audio": audio.cpu().contiguous()}, path)
-            raise NonFiniteLoss(f"update {self.update}: losses are {error}; the batch is in {path}") from None
+        losses = self.checked(self.codec.run, "audio", batch["audio"].to(self.accelerator.device))
         self.averages.update()
         return losses
 
@@ -193,6 +186,5 @@ def build_model(config: TrainingConfig) -> EncodecModel:
     source = config.model
     if source is None:
         return EncodecModel(ARCHITECTURES[config.architecture]())
-    if Path(source).is_absolute() and not Path(source).is_dir():  # the Hub's message would be of repository ids
-        raise FileNotFoundError(f"{source}: no such model folder")
+    check_folder(source)
     return EncodecModel.from_pretrained(source, dtype=torch.float32)
