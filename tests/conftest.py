@@ -11,6 +11,7 @@ from peers import fill_codebooks, level_output
 
 from modeling_encodec.bitstream.compression import compress
 from modeling_encodec.checkpoints import bundled_checkpoint
+from modeling_encodec.cli import main
 from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
@@ -51,6 +52,18 @@ def small_models() -> dict[str, EncodecModel]:
 @pytest.fixture(scope="session")
 def bundled_model() -> EncodecModel:
     return EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command line: exit code, stdout and the lines of stderr."""
+
+    def call(*arguments):
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err.splitlines()
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -25,18 +25,6 @@ def clip(tmp_path):
     return path
 
 
-@pytest.fixture
-def run(capsys):
-    """Run the command line: exit code, stdout and the lines of stderr."""
-
-    def call(*arguments):
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err.splitlines()
-
-    return call
-
-
 def fails(result, *words):
     code, _, lines = result
     assert code == 2 and len(lines) == 1, result

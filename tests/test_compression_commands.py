@@ -9,21 +9,8 @@ from ecdc_files import container_items, make_lm, places, spoil, streamed
 
 from modeling_encodec.bitstream.fingerprints import lm_fingerprint, model_fingerprint
 from modeling_encodec.bitstream.inspection import describe
-from modeling_encodec.cli import main
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
-
-
-@pytest.fixture
-def run(capsys):
-    """Run the command line: exit code, stdout and the lines of stderr."""
-
-    def call(*arguments):
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err.splitlines()
-
-    return call
 
 
 @pytest.fixture

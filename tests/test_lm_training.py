@@ -39,8 +39,7 @@ from modeling_encodec.bitstream.compression import compress, decompress
 from modeling_encodec.bitstream.fingerprints import codebook_fingerprint
 from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.training.code_sequences import PADDING
+from modeling_encodec.modeling_lm_encodec import IGNORED, EncodecLM
 from modeling_encodec.training.lm_configuration import LMTrainingConfig
 from modeling_encodec.training.lm_trainer import LMTrainer
 from modeling_encodec.training.lm_update import choices_of
@@ -191,7 +190,7 @@ def test_calibration_is_on_the_first_sequences_without_padding(config, tmp_path)
     assert len(sequences) == 5
     for number, codes in enumerate(sequences):
         example = trainer.data[number]["codes"]
-        assert torch.equal(codes[0], example[:, : codes.shape[2]]) and (example[:, codes.shape[2] :] == PADDING).all()
+        assert torch.equal(codes[0], example[:, : codes.shape[2]]) and (example[:, codes.shape[2] :] == IGNORED).all()
         assert codes.min() >= 0
 
 

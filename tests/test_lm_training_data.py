@@ -25,7 +25,7 @@ from run_results import (
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.training import code_corpus
 from modeling_encodec.training.code_corpus import encode_files
-from modeling_encodec.training.code_sequences import PADDING, open_codes
+from modeling_encodec.training.code_sequences import IGNORED, open_codes
 from modeling_encodec.training.lm_trainer import LMTrainer
 from modeling_encodec.training.mixing import batch_loader
 
@@ -56,8 +56,8 @@ def test_sequences_are_pieces_of_recordings_then_padding(tmp_path):
     for number in range(400):
         codes = data[number]["codes"]
         assert codes.shape == (BOOKS, 15) and codes.dtype == torch.int64 and data[number]["skipped"] == []
-        length = int((codes[0] != PADDING).sum())
-        assert length in (15, 6) and (codes[:, length:] == PADDING).all()
+        length = int((codes[0] != IGNORED).sum())
+        assert length in (15, 6) and (codes[:, length:] == IGNORED).all()
         (found,) = [
             (row, start)
             for row, whole in enumerate(rows)

@@ -29,7 +29,7 @@ from run_results import (
 from safetensors.torch import load_file
 
 from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.training.code_sequences import PADDING
+from modeling_encodec.modeling_lm_encodec import IGNORED
 from modeling_encodec.training.lm_trainer import LMTrainer
 
 
@@ -131,7 +131,7 @@ def test_two_processes_are_equal_and_like_one(config, tmp_path):
     for name, tensor in first["model"].items():
         assert torch.equal(tensor, second["model"][name]), name
     alone = LMTrainer(dataclasses.replace(options, output=str(tmp_path / "one")))
-    shares = [(batch["codes"][:, 0] != PADDING).sum(1) for batch in islice(alone.batches(0, 0), 6)]
+    shares = [(batch["codes"][:, 0] != IGNORED).sum(1) for batch in islice(alone.batches(0, 0), 6)]
     assert any(share[:2].sum() != share[2:].sum() for share in shares)
     losses = record_losses(alone)
     alone.train()

@@ -26,6 +26,7 @@ from modeling_encodec.checkpoints import bundled_checkpoint
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio import read_audio
 from modeling_encodec.training.checkpoint import save_folder
+from modeling_encodec.training.code_sequences import encode_whole
 from modeling_encodec.training.corpora import list_files
 from modeling_encodec.training.options import require
 from modeling_encodec.training.reporting import SKIPPED
@@ -70,19 +71,15 @@ def _results(files: list[Path], codec: EncodecModel, processes: int) -> Iterator
             yield from pool.map(partial(_codes_by_folder, folder), files, chunksize=4)
 
 
-@torch.no_grad()
 def _codes_of(codec: EncodecModel, path: Path) -> np.ndarray | str:
     """Codes (K, F) of a file, its chunks one after the other; or why it cannot be read."""
     config = codec.config
     try:
         audio, _ = read_audio(path, config.sampling_rate, config.audio_channels)
-        coded = codec.encode(torch.from_numpy(audio)[None].to(codec.device), num_quantizers=config.num_quantizers)
+        codes = encode_whole(codec, torch.from_numpy(audio)[None])
     except (OSError, ValueError) as error:
         return str(error)
-    spans = config.chunk_spans(audio.shape[1])
-    chunks = [chunk[0, :, : config.num_frames(stop - start)] for chunk, (start, stop) in zip(coded.audio_codes, spans)]
-    codes = torch.cat(chunks, dim=1).cpu().numpy()
-    return codes.astype(np.int16 if config.codebook_size <= 1 << 15 else np.int32)
+    return codes[0].cpu().numpy().astype(np.int16 if config.codebook_size <= 1 << 15 else np.int32)
 
 
 _load = cache(lambda folder: EncodecModel.from_pretrained(folder).eval())

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.modeling_lm_encodec import IGNORED
 from modeling_encodec.training.options import require
 
 
-# What the language model ignores: frames behind the end of a recording shorter than a sequence.
-PADDING = -100
 ROW_ATTEMPTS = 100
 
 
@@ -63,7 +63,7 @@ class CodeSequences(Dataset):
             except ValueError as error:
                 skipped.append((self._name(row), str(error)))
                 continue
-            padded = np.full((self.codebooks, self.frames), PADDING, dtype=np.int64)
+            padded = np.full((self.codebooks, self.frames), IGNORED, dtype=np.int64)
             padded[:, : codes.shape[1]] = codes
             return {"codes": torch.from_numpy(padded), "skipped": skipped}
         raise RuntimeError(f"{len(skipped)} rows of one example could not be used, the last: {skipped[-1]}")
@@ -90,6 +90,16 @@ class CodeSequences(Dataset):
     def _name(self, row: int) -> str:
         place = int(np.searchsorted(self.first_rows, row, side="right")) - 1
         return f"{self.places[place]} row {row - int(self.first_rows[place])}"
+
+
+@torch.no_grad()
+def encode_whole(codec: EncodecModel, audio: torch.Tensor) -> torch.Tensor:
+    """Codes (B, K, F), of all codebooks, of audio (B, channels, T): its chunks one after the other."""
+    config = codec.config
+    coded = codec.encode(audio.to(codec.device), num_quantizers=config.num_quantizers)
+    spans = config.chunk_spans(audio.shape[2])
+    chunks = [chunk[..., : config.num_frames(stop - start)] for chunk, (start, stop) in zip(coded.audio_codes, spans)]
+    return torch.cat(chunks, dim=2)
 
 
 def open_codes(place: str | os.PathLike, column: str):

@@ -20,9 +20,9 @@ from modeling_encodec.calibration_lm_encodec import check_size
 from modeling_encodec.checkpoints import bundled_checkpoint
 from modeling_encodec.configuration_encodec import EncodecLMConfig
 from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.modeling_lm_encodec import IGNORED, EncodecLM
 from modeling_encodec.training.checkpoint import save_checkpoint, save_folder
-from modeling_encodec.training.code_sequences import PADDING, CodeSequences
+from modeling_encodec.training.code_sequences import CodeSequences, encode_whole
 from modeling_encodec.training.corpora import Corpus, open_corpora
 from modeling_encodec.training.lm_configuration import LMTrainingConfig
 from modeling_encodec.training.lm_update import LMUpdate, rates_of
@@ -187,23 +187,13 @@ class LMTrainer(TrainingRun):
         if not config.validation:
             return []
         clips = read_clips(config.validation, self.codec, config.validation_clips, config.validation_seconds)
-        return [self._encode(audio)[0] for audio in clips.values()]
+        return [encode_whole(self.codec, audio)[0] for audio in clips.values()]
 
     def _codes(self, batch: dict) -> torch.Tensor:
         """(B, K, F), -100 for padding, of a batch of codes or of audio."""
         if "codes" in batch:
             return batch["codes"].to(self.accelerator.device)
-        return self._encode(batch["audio"])
-
-    @torch.no_grad()
-    def _encode(self, audio: torch.Tensor) -> torch.Tensor:
-        codec = self.codec
-        coded = codec.encode(audio.to(codec.device), num_quantizers=codec.config.num_quantizers)
-        spans = codec.config.chunk_spans(audio.shape[-1])
-        chunks = zip(coded.audio_codes, spans)
-        return torch.cat(
-            [chunk[..., : codec.config.num_frames(stop - start)] for chunk, (start, stop) in chunks], dim=2
-        )
+        return encode_whole(self.codec, batch["audio"])
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -237,5 +227,5 @@ class LMTrainer(TrainingRun):
         batches = -(-self.config.calibration_sequences // self.share)
         for batch in islice(self.batches(0, workers=0), batches):
             for codes in self._codes(batch).cpu():
-                sequences.append(codes[None, :, : int((codes[0] != PADDING).sum())])
+                sequences.append(codes[None, :, : int((codes[0] != IGNORED).sum())])
         return sequences[: self.config.calibration_sequences]
