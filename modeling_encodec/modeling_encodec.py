@@ -10,7 +10,9 @@ rounding. An accelerator computes rows together, each padded at its own end (see
 differ from those of the row alone where two codebook entries are equally near within float32 rounding.
 """
 
+import functools
 import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -160,15 +162,18 @@ class EncodecModel(EncodecPreTrainedModel):
         Raises:
             ValueError: for a bandwidth or count the model does not have, or audio it cannot take.
         """
-        quantizers = self._resolve_quantizers(bandwidth, num_quantizers)
-        audio = self._check_audio(input_values)
+        quantizers = self.resolve_quantizers(bandwidth, num_quantizers)
+        audio = self.check_audio(input_values)
         lengths = row_lengths(padding_mask, audio.shape)
         spans = [list(self.config.chunk_spans(length)) for length in lengths]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and return_latents), _exact_float32():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and return_latents), exact_float32():
             pieces = [audio[r : r + 1, :, slice(*span)] for r, row in enumerate(spans) for span in row]
-            pieces, scales = self._normalise(pieces)
-            latents = self._run(self.encoder, pieces, self.config.hop_length)
-            codes = [self.quantizer.encode(latent, num_quantizers=quantizers).transpose(0, 1) for latent in latents]
+            if return_latents:
+                pieces, scales = self._normalise(pieces)
+                latents = self._run(self.encoder, pieces)
+                codes = [self.quantize(latent, quantizers) for latent in latents]
+            else:
+                codes, scales = self.encode_pieces(pieces, quantizers)
         shape = [len(row) for row in spans]
         longest = lengths.index(max(lengths))
         frames = [[self.config.num_frames(stop - start) for start, stop in row] for row in spans]
@@ -184,7 +189,19 @@ class EncodecModel(EncodecPreTrainedModel):
             return output.audio_codes, output.audio_scales, output.last_frame_pad_length
         return output
 
-    def _resolve_quantizers(self, bandwidth, num_quantizers) -> int:
+    def encode_pieces(self, pieces: list[torch.Tensor], num_quantizers: int) -> tuple[list, list]:
+        """Codes (1, K, F) and scales (1, 1), if the model normalises, of audio (1, channels, T) known to be right:
+        whole signals, or chunks."""
+        pieces, scales = self._normalise(pieces)
+        finish = functools.partial(self.quantize, num_quantizers=num_quantizers)
+        return self._run(self.encoder, pieces, finish=finish), scales
+
+    def quantize(self, latents: torch.Tensor, num_quantizers: int) -> torch.Tensor:
+        """Codes (B, K, F) of the encoder's latents (B, D, F)."""
+        return self.quantizer.encode(latents, num_quantizers=num_quantizers).transpose(0, 1)
+
+    def resolve_quantizers(self, bandwidth: float | None, num_quantizers: int | None) -> int:
+        """The number of codebooks that one of the two asks for; for neither, what the smallest bandwidth takes."""
         if num_quantizers is not None:
             if bandwidth is not None:
                 raise ValueError(f"bandwidth {bandwidth} and num_quantizers {num_quantizers} given, allowed: one")
@@ -201,7 +218,7 @@ class EncodecModel(EncodecPreTrainedModel):
             )
         return self.config.num_quantizers_for_bandwidth(bandwidth)
 
-    def _check_audio(self, audio: torch.Tensor) -> torch.Tensor:
+    def check_audio(self, audio: torch.Tensor) -> torch.Tensor:
         audio, channels = as_tensor("input_values", audio), self.config.audio_channels
         if not audio.is_floating_point():
             raise ValueError(f"input_values are {audio.dtype}, allowed: floating point in [-1, 1]")
@@ -212,7 +229,7 @@ class EncodecModel(EncodecPreTrainedModel):
             audio = audio[:, None] if channels == 1 else audio[None]
         if audio.dim() != 3 or audio.shape[1] != channels or 0 in audio.shape:
             raise ValueError(f"input_values have shape {shape}, allowed: (batch, {channels}, samples), none of them 0")
-        if not torch.isfinite(audio.abs().amax()):
+        if not torch.isfinite(torch.stack(torch.aminmax(audio))).all():
             raise ValueError("input_values hold NaN or infinity, allowed: finite samples")
         return audio.to(self.device)
 
@@ -254,7 +271,7 @@ class EncodecModel(EncodecPreTrainedModel):
         Raises:
             ValueError: for codes outside the codebooks, missing scales, or lengths that do not fit the codes.
         """
-        codes = self._check_codes(audio_codes)
+        codes = self._check_chunks(audio_codes)
         scales = self._check_scales(audio_scales, len(codes), codes.shape[1])
         padding_mask = None if padding_mask is None else as_tensor("padding_mask", padding_mask)
         width = None if padding_mask is None else padding_mask.shape[-1]
@@ -262,33 +279,45 @@ class EncodecModel(EncodecPreTrainedModel):
         if audio_lengths is not None:
             lengths = whole_numbers("audio_lengths", audio_lengths)
         frames = self._valid_frames(codes, lengths, audio_lengths is not None, codes_lengths, last_frame_pad_length)
-        with _exact_float32():
+        with exact_float32():
             pieces = [(n, r) for r in range(codes.shape[1]) for n in range(len(codes)) if frames[n][r] > 0]
-            latents = [self.quantizer.decode(codes[n, r, :, None, : frames[n][r]]) for n, r in pieces]
-            decoded = self._run(self.decoder, latents, 1)
+            factors = None if scales is None else [scales[n][r] for n, r in pieces]
+            decoded = self.decode_pieces([codes[n, r : r + 1, :, : frames[n][r]] for n, r in pieces], factors)
             rows = [[] for _ in range(codes.shape[1])]
-            for (n, r), audio in zip(pieces, decoded):
-                rows[r].append(audio if scales is None else audio.float() * scales[n][r])
+            for (_, r), audio in zip(pieces, decoded):
+                rows[r].append(audio)
             rows = [self._overlap_add(row).to(self.dtype) for row in rows]
         if lengths is not None:
             rows = [row[..., :length] for row, length in zip(rows, lengths)]
         lengths = [row.shape[2] for row in rows]
         width = max(lengths) if width is None else width
-        audio_values = torch.cat([nn.functional.pad(row, (0, width - row.shape[2])) for row in rows])
+        if len(rows) == 1 and lengths[0] == width:
+            audio_values = rows[0]  # not copied: it may be hours
+        else:
+            audio_values = torch.cat([nn.functional.pad(row, (0, width - row.shape[2])) for row in rows])
         if not self._wants_dict(return_dict):
             return (audio_values,)
         return EncodecDecoderOutput(audio_values, torch.tensor(lengths, device=audio_values.device))
+
+    def decode_pieces(self, pieces: list[torch.Tensor], scales: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
+        """Audio (1, channels, T) of codes (1, K, F) known to be right, whole signals or chunks, and of their scales."""
+        decoded = self._run(self.decoder, pieces, prepare=self.embed_checked)
+        return decoded if scales is None else [audio.float() * scale for audio, scale in zip(decoded, scales)]
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Sum of the codebook vectors of `codes` (..., K, F) as (..., D, F) float32: what the decoder decodes."""
         codes = as_tensor("codes", codes)
         if codes.dim() < 2:
             raise ValueError(f"codes have shape {tuple(codes.shape)}, allowed: (..., codebooks, frames)")
-        codes = self._check_range(codes)
-        latents = self.quantizer.decode(codes.reshape(-1, *codes.shape[-2:]).transpose(0, 1))
+        codes = self.check_codes(codes)
+        latents = self.embed_checked(codes.reshape(-1, *codes.shape[-2:]))
         return latents.view(*codes.shape[:-2], *latents.shape[-2:])
 
-    def _check_codes(self, codes: torch.Tensor) -> torch.Tensor:
+    def embed_checked(self, codes: torch.Tensor) -> torch.Tensor:
+        """Latents (B, D, F) of codes (B, K, F) known to be within the codebooks."""
+        return self.quantizer.decode(codes.transpose(0, 1))
+
+    def _check_chunks(self, codes: torch.Tensor) -> torch.Tensor:
         codes = as_tensor("audio_codes", codes)
         shape = tuple(codes.shape)
         if codes.dim() == 3:
@@ -297,9 +326,9 @@ class EncodecModel(EncodecPreTrainedModel):
             raise ValueError(f"audio_codes have shape {shape}, allowed: (chunks, batch, codebooks, frames)")
         if self.config.chunk_length is None and len(codes) != 1:
             raise ValueError(f"audio_codes have {len(codes)} chunks, allowed: 1 (this model codes the whole signal)")
-        return self._check_range(codes)
+        return self.check_codes(codes)
 
-    def _check_range(self, codes: torch.Tensor) -> torch.Tensor:
+    def check_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (..., K, F) as int64 if every one of them stands for a codebook vector."""
         if 0 in codes.shape or codes.shape[-2] > self.config.num_quantizers:
             most = self.config.num_quantizers
@@ -357,8 +386,7 @@ class EncodecModel(EncodecPreTrainedModel):
         if self.config.chunk_length is None:
             return chunks[0]
         stride, first = self.config.chunk_stride, chunks[0]
-        time = torch.linspace(0, 1, first.shape[2] + 2, device=first.device)[1:-1]
-        triangle = 0.5 - (time - 0.5).abs()
+        triangle = overlap_triangle(first.shape[2], first.device)
         # Rounded up to whole frames, the chunk before the last may end after it.
         total = max(index * stride + chunk.shape[2] for index, chunk in enumerate(chunks))
         audio = first.new_zeros(*first.shape[:2], total, dtype=torch.float32)
@@ -388,7 +416,7 @@ class EncodecModel(EncodecPreTrainedModel):
         `return_dict=False` gives the tuple `(audio_codes, audio_values)`.
         """
         if padding_mask is None and input_values is not None:
-            padding_mask = torch.ones_like(self._check_audio(input_values)[:, 0], dtype=torch.bool)
+            padding_mask = torch.ones_like(self.check_audio(input_values)[:, 0], dtype=torch.bool)
         if audio_codes is None:
             if audio_scales is not None:
                 raise ValueError("You specified `audio_scales` but did not specify the `audio_codes`")
@@ -409,45 +437,76 @@ class EncodecModel(EncodecPreTrainedModel):
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return self.config.return_dict if return_dict is None else return_dict
 
-    def _run(self, net: EncodecEncoder | EncodecDecoder, pieces: list[torch.Tensor], hop: int) -> list[torch.Tensor]:
-        """`net` on each (1, C, T) piece, as if alone; `hop` is the samples of a piece per frame."""
+    def _run(self, net: EncodecEncoder | EncodecDecoder, pieces: list, prepare=None, finish=None) -> list:
+        """`net` on each (1, C, T) piece, as if alone. `prepare` makes its input of a piece's blocks, and `finish` what
+        is returned of its output, so that no more than a block of either is kept."""
+        prepare, finish = prepare or _as_it_is, finish or _as_it_is
         if not self._computes_rows_together:
-            return [self._run_in_blocks(net, piece, CPU_BLOCK_FRAMES, hop) for piece in pieces]
+            return [self._run_piece(net, piece, prepare, finish) for piece in pieces]
         outputs = [None] * len(pieces)
-        for group in group_by_length([piece.shape[2] for piece in pieces], ACCELERATOR_BATCH_FRAMES * hop):
-            batch = [pieces[index] for index in group]
-            if len(batch) == 1:
-                outputs[group[0]] = self._run_in_blocks(net, batch[0], ACCELERATOR_BLOCK_FRAMES, hop)
+        for group in group_by_length([piece.shape[2] for piece in pieces], ACCELERATOR_BATCH_FRAMES * net.hop):
+            if len(group) == 1:
+                outputs[group[0]] = self._run_piece(net, pieces[group[0]], prepare, finish)
             else:
-                for index, output in zip(group, _run_ragged(net, batch)):
+                batch = [pieces[index] for index in group]
+                for index, output in zip(group, _run_ragged(net, batch, prepare, finish)):
                     outputs[index] = output
         return outputs
 
-    def _run_in_blocks(self, net, piece: torch.Tensor, block: int, hop: int) -> torch.Tensor:
-        """`net` on one piece, `block` frames at a time; equal to the whole piece at once."""
-        blocks = split_blocks(piece.shape[2], max(block, net.shortest_block) * hop)
-        fine = CPU_FINE_FRAMES if piece.device.type == "cpu" else None
+    def _run_piece(self, net, piece: torch.Tensor, prepare, finish) -> torch.Tensor:
+        """`net` on a whole piece, in blocks."""
+        whole, filled = None, 0
+        for output, _ in self.run_blocks(net, piece, prepare=prepare):
+            output = finish(output)
+            if whole is None:
+                width = net.output_lengths(piece.shape[2])
+                if output.shape[2] == width:
+                    return output
+                whole = output.new_empty(*output.shape[:2], width)
+            whole[..., filled : filled + output.shape[2]] = output
+            filled += output.shape[2]
+        return whole
+
+    def run_blocks(
+        self, net: EncodecEncoder | EncodecDecoder, piece: torch.Tensor, state=None, end: bool = True, prepare=None
+    ) -> Iterator[tuple[torch.Tensor, tuple]]:
+        """`net.step` on the next piece (B, C, T) of signals, which takes a bounded number of frames at a time: outputs
+        and the state after each. Blocks are counted from the signals' beginning."""
+        on_cpu = piece.device.type == "cpu"
+        size = net.hop * (CPU_BLOCK_FRAMES if on_cpu else ACCELERATOR_BLOCK_FRAMES)
+        fine = CPU_FINE_FRAMES if on_cpu else None
+        first = size if state is not None else net.start + max(0, size - net.start) // net.hop * net.hop
         if torch.is_grad_enabled() or self.config.norm_type == "time_group_norm":  # the norm looks at the whole piece
-            blocks, fine = [(0, piece.shape[2])], None
-        outputs, state = [], None
-        for start, stop in blocks:
-            output, state = net.step(piece[..., start:stop], state, end=stop == piece.shape[2], block=fine)
-            outputs.append(output)
-        return torch.cat(outputs, dim=2)
+            first, fine = piece.shape[2], None
+        for start, stop in split_blocks(piece.shape[2], size, first):
+            block = piece[..., start:stop]
+            last = end and stop == piece.shape[2]
+            output, state = net.step(prepare(block) if prepare else block, state, last, block=fine)
+            yield output, state
 
 
-def _run_ragged(net: nn.Module, pieces: list[torch.Tensor]) -> list[torch.Tensor]:
+def overlap_triangle(length: int, device: torch.device) -> torch.Tensor:
+    """What a chunk of `length` samples is faded by: nearly 0 at its ends, 0.5 in the middle, float32."""
+    time = torch.linspace(0, 1, length + 2, device=device)[1:-1]
+    return 0.5 - (time - 0.5).abs()
+
+
+def _as_it_is(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+def _run_ragged(net: nn.Module, pieces: list[torch.Tensor], prepare, finish) -> list[torch.Tensor]:
     """`net` on several pieces of different lengths in one batch."""
     lengths = torch.tensor([piece.shape[2] for piece in pieces], device=pieces[0].device)
     longest = int(lengths.max())
     batch = torch.cat([nn.functional.pad(piece, (0, longest - piece.shape[2])) for piece in pieces])
     equal = bool((lengths == longest).all())
-    output = net(batch, None if equal else lengths)
+    output = finish(net(prepare(batch), None if equal else lengths))
     return [row[None, :, :length] for row, length in zip(output, net.output_lengths(lengths).tolist())]
 
 
 @contextmanager
-def _exact_float32():
+def exact_float32():
     """Full float32 products, whatever the process allows itself: TF32 and bfloat16 passes change codes."""
     cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
     places = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)

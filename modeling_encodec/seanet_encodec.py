@@ -2,8 +2,10 @@
 """SEANet encoder and decoder (paper section 3.1): padded convolutions, residual units, LSTM, in blocks or at once.
 
 One code path serves whole signals and pieces of them. Every layer has `step(x, state, end)`: `state` is `None` at a
-signal's beginning and then what the last step returned, `end` says that `x` completes the signal; samples that
-cannot be used yet wait in the state. A whole signal is one step with `end=True`.
+signal's beginning and then what the last step returned, one tensor, rows first; `end` says that `x` completes the
+signal. A whole signal is one step with `end=True`. A first piece must have `net.start` samples, or be the whole signal;
+after that every `net.hop` samples give as many outputs as the last ones, and states keep their shapes. A last piece may
+have any length, 0 included.
 
 Time runs along the last axis of a (B, C, 1, T) tensor in channels-last memory, so each sample's channels lie together:
 convolutions need no repacking, a strided kernel reads one contiguous piece, and upsampling is a reshape. On a CPU
@@ -93,6 +95,8 @@ class EncodecConv1d(FoldedConv):
         padding = self.window - stride
         self.right = 0 if config.use_causal_conv else padding // 2
         self.left = padding - self.right
+        # Samples kept beyond what the next frame needs: the reflection of a signal's end reaches back as far.
+        self.spare = max(0, stride - self.left) if self.right + stride > 1 else 0
 
     def arrange(self, weight, bias):
         return weight.unsqueeze(2), bias
@@ -100,16 +104,16 @@ class EncodecConv1d(FoldedConv):
     def step(self, x, state=None, end=True, lengths=None):
         """(B, C, 1, T) and what is left of the samples before -> (B, C', 1, T') and what is left now."""
         buffer = self.extend(x, state, end, lengths)
-        y = self.convolve(buffer, lengths)
-        return y, self.rest(buffer, y)
+        y = self.convolve(buffer if state is None else buffer[..., self.spare :], lengths)
+        return y, None if end else self.rest(buffer, y, state is None)
 
     def extend(self, x, state=None, end=True, lengths=None):
-        """Put the waiting samples before `x`, or the padding that begins and ends a signal."""
+        """Put the samples kept before `x`, or the padding that begins and ends a signal."""
         if state is not None:
             x = torch.cat([state, x], dim=3)
         left = self.left if state is None else 0
         # Frames start every `stride` samples; the last one is made full (`left` of the buffer is no signal).
-        waiting = x.shape[3] - (0 if state is None else self.left)
+        waiting = x.shape[3] - (0 if state is None else self.spare + self.left)
         right = self.right + -waiting % self.stride if end else 0
         if lengths is None:
             return _pad(x, left, right, self.pad_mode)
@@ -118,6 +122,8 @@ class EncodecConv1d(FoldedConv):
     def convolve(self, buffer, lengths=None):
         """Convolution and norm of an extended signal."""
         weight, bias = self.weights()
+        if buffer.shape[3] < self.window:  # at a signal's end there may be nothing left to do
+            return buffer.new_zeros(buffer.shape[0], len(bias), 1, 0)
         if self.dilation == 1 and (buffer.shape[1] == 1 or weight.numel() > LARGE_WEIGHT):
             # One input channel leaves the layout ambiguous and `conv2d` slow, and so do weights that overflow a cache.
             windows = buffer.permute(0, 2, 3, 1).unfold(2, self.window, self.stride).transpose(3, 4)
@@ -127,13 +133,27 @@ class EncodecConv1d(FoldedConv):
             y = F.conv2d(buffer, weight, bias, stride=(1, self.stride), dilation=(1, self.dilation))
         return self.normalise(y, None if lengths is None else self.output_lengths(lengths))
 
-    def rest(self, buffer, y):
-        """The end of `buffer` that the next frame still needs."""
-        return buffer[..., y.shape[3] * self.stride :].clone(memory_format=torch.channels_last)
+    def rest(self, buffer, y, first: bool):
+        """The end of `buffer` that the next frame, or the end's reflection, still needs."""
+        used = y.shape[3] * self.stride - (self.spare if first else 0)  # a first buffer has no spare samples before it
+        return buffer[..., used:].clone(memory_format=torch.channels_last)
 
     def output_lengths(self, lengths):
         """Frames of rows with `lengths` samples (tensor or int)."""
         return (lengths + self.stride - 1) // self.stride
+
+    def outputs(self, count: int) -> int:
+        """Frames that the first `count` samples of a longer signal give."""
+        return (count + self.left - self.window) // self.stride + 1
+
+    def inputs(self, count: int, first: bool) -> int:
+        """Samples that give `count` frames; at a signal's beginning (`first`) they must be enough to be reflected."""
+        enough = (count - 1) * self.stride + self.window - self.left
+        return max(enough, self.left + 1) if first and self.pad_mode == "reflect" else enough
+
+    def state_shape(self, count: int) -> tuple[int, ...]:
+        """Of one row's state after `count` samples."""
+        return self.conv.in_channels, 1, self.spare + self.left + count - self.outputs(count) * self.stride
 
 
 class EncodecConvTranspose1d(FoldedConv):
@@ -167,6 +187,8 @@ class EncodecConvTranspose1d(FoldedConv):
         before = x.new_zeros(*x.shape[:3], 1) if state is None else state
         buffer = torch.cat([before, x, x.new_zeros(*x.shape[:3], 1)] if tail else [before, x], dim=3)
         weight, bias = self.weights()
+        if buffer.shape[3] < self.window:
+            return x.new_zeros(x.shape[0], self.out_channels, 1, 0), before
         y = F.conv2d(buffer, weight, bias).permute(0, 2, 3, 1)  # (B, 1, T, stride * C')
         y = y.reshape(y.shape[0], 1, -1, self.out_channels).permute(0, 3, 1, 2)
         y = self.normalise(y, None if lengths is None else (lengths + 1) * self.stride)
@@ -180,25 +202,51 @@ class EncodecConvTranspose1d(FoldedConv):
         """Samples of rows with `lengths` frames (tensor or int)."""
         return lengths * self.stride
 
+    def outputs(self, count: int) -> int:
+        """Samples that the first `count` frames of a longer signal give."""
+        return count * self.stride - self.left
+
+    def inputs(self, count: int, first: bool) -> int:
+        """Frames that give `count` samples."""
+        return -(-(count + self.left) // self.stride)
+
+    def state_shape(self, count: int) -> tuple[int, ...]:
+        """Of one row's state after `count` frames."""
+        return self.conv.in_channels, 1, 1
+
 
 class EncodecLSTM(nn.Module):
     """LSTM along time with a skip connection. It only looks back, in the non-causal models too."""
-
-    window = 1
 
     def __init__(self, config: EncodecConfig, dim: int):
         super().__init__()
         self.lstm = nn.LSTM(dim, dim, config.num_lstm_layers)
 
     def step(self, x, state=None, end=True, lengths=None):
-        """(B, C, 1, T) and (hidden, cell) -> the same."""
+        """(B, C, 1, T) and hidden and cell, (B, 2, layers, C) -> the same."""
+        if x.shape[3] == 0:
+            return x, state
         sequence = x.squeeze(2).permute(2, 0, 1)  # (T, B, C)
+        state = None if state is None else tuple(part.contiguous() for part in state.permute(1, 2, 0, 3))
         y, state = self.lstm(sequence, state)
         y = (y + sequence).permute(1, 2, 0).unsqueeze(2)
+        state = None if end else torch.stack(state).permute(2, 0, 1, 3).contiguous()
         return y.contiguous(memory_format=torch.channels_last), state
 
     def output_lengths(self, lengths):
         return lengths
+
+    def outputs(self, count: int) -> int:
+        """As many as inputs."""
+        return count
+
+    def inputs(self, count: int, first: bool) -> int:
+        """As many as outputs."""
+        return count
+
+    def state_shape(self, count: int) -> tuple[int, ...]:
+        """Of one row's state."""
+        return 2, self.lstm.num_layers, self.lstm.hidden_size
 
 
 class EncodecResnetBlock(nn.Module):
@@ -211,14 +259,13 @@ class EncodecResnetBlock(nn.Module):
         widen = EncodecConv1d(config, hidden, dim, 1)
         self.block = nn.ModuleList([nn.ELU(), narrow, nn.ELU(), widen])
         self.shortcut = EncodecConv1d(config, dim, dim, 1) if config.use_conv_shortcut else nn.Identity()
-        self.window = narrow.window
 
     def step(self, x, state=None, end=True, lengths=None):
         """(B, C, 1, T) -> the same; the skip waits in the buffer of the first convolution for its frames."""
         narrow, widen = self.block[1], self.block[3]
         buffer = narrow.extend(x, state, end, lengths)
         hidden = narrow.convolve(F.elu(buffer), lengths)
-        rest = narrow.rest(buffer, hidden)
+        rest = None if end else narrow.rest(buffer, hidden, state is None)
         skip = buffer[..., narrow.left : narrow.left + hidden.shape[3]]
         hidden = widen.convolve(_elu(hidden), lengths)
         hidden += skip if isinstance(self.shortcut, nn.Identity) else self.shortcut.convolve(skip, lengths)
@@ -227,33 +274,77 @@ class EncodecResnetBlock(nn.Module):
     def output_lengths(self, lengths):
         return lengths
 
+    def outputs(self, count: int) -> int:
+        """As the first convolution's, the only one that looks at more than one sample."""
+        return self.block[1].outputs(count)
+
+    def inputs(self, count: int, first: bool) -> int:
+        """As the first convolution's."""
+        return self.block[1].inputs(count, first)
+
+    def state_shape(self, count: int) -> tuple[int, ...]:
+        """Of one row's state after `count` samples."""
+        return self.block[1].state_shape(count)
+
 
 class _Seanet(nn.Module):
     """A list of layers, run over whole signals (`forward`) or piece by piece (`step`).
 
     The layers form two stages: those at high rates have small weights and large activations, those near the latents
     the opposite. The first kind is best run in blocks that stay in the cache, the second in few calls.
+
+    Attributes:
+        hop (`int`): inputs, samples or latent frames, that a frame takes once the signal has begun.
+        start (`int`): inputs that a first piece must have at least, or be the whole signal.
+        lookahead (`int`): inputs after the first output's own hop that it depends on, the beginning aside.
     """
 
     layers: nn.ModuleList
     stages: tuple[tuple[range, int | None], ...]  # layers, and samples per frame at the input of a high-rate stage
+
+    def _set_geometry(self, hop: int) -> None:
+        self.hop = hop
+        self.with_state = [index for index, layer in enumerate(self.layers) if not isinstance(layer, nn.ELU)]
+        steady, first = self._inputs(first=False), self._inputs(first=True)
+        self.lookahead = steady - hop
+        self.start = steady + -(-(first - steady) // hop) * hop
+
+    def _inputs(self, first: bool) -> int:
+        """Inputs that the first output needs; `first` where the signal's beginning must be reflected."""
+        count = 1
+        for index in reversed(self.with_state):
+            count = self.layers[index].inputs(count, first)
+        return count
+
+    def outputs(self, count: int) -> int:
+        """Outputs that the first `count` inputs of a longer signal give, `start` of them at least."""
+        for index in self.with_state:
+            count = self.layers[index].outputs(count)
+        return count
+
+    def quiet_state(self, batch: int = 1) -> tuple[torch.Tensor, ...]:
+        """The state of `batch` rows that have heard nothing but zeros; of its shapes is every state."""
+        parameter, count, state = next(self.parameters()), self.start, []
+        for index in self.with_state:
+            state.append(parameter.new_zeros(batch, *self.layers[index].state_shape(count)))
+            count = self.layers[index].outputs(count)
+        return tuple(state)
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """(B, C, T) whole signals, of `lengths` (B,) where rows end early -> (B, C', T')."""
         return self.step(x, lengths=lengths)[0]
 
     def step(
-        self, x, state: list | None = None, end: bool = True, lengths=None, block: int | None = None
-    ) -> tuple[torch.Tensor, list]:
+        self, x: torch.Tensor, state: tuple | None = None, end: bool = True, lengths=None, block: int | None = None
+    ) -> tuple[torch.Tensor, tuple]:
         """The next piece (B, C, T) of each row's signal -> (B, C', T') and the state after it, a new value.
 
-        `block` is the number of frames that the high-rate layers take at a time, all by default. A first piece must be
-        long enough to be reflected, and so must a last one: `shortest_block` frames are.
+        `block` is the number of frames that the high-rate layers take at a time, all by default.
         """
         dtype = self.layers[0].conv.bias.dtype  # float32 audio and latents go into a half-precision model
         x = x.to(dtype).unsqueeze(2).contiguous(memory_format=torch.channels_last)
-        block = block and max(block, self.shortest_block)
-        states = [None] * len(self.layers) if state is None else list(state)
+        block = block and max(block, -(-self.start // self.hop))
+        states = dict.fromkeys(self.with_state) if state is None else dict(zip(self.with_state, state))
         for layers, rate in self.stages:
             blocks = split_blocks(x.shape[3], block * rate) if block and rate else [(0, x.shape[3])]
             outputs = []
@@ -262,9 +353,9 @@ class _Seanet(nn.Module):
                 y, lengths = self._advance(layers, x[..., start:stop], states, last, lengths)
                 outputs.append(y)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=3)
-        return x.squeeze(2), states
+        return x.squeeze(2), tuple(states.values())
 
-    def _advance(self, layers: range, x, states: list, end: bool, lengths):
+    def _advance(self, layers: range, x, states: dict, end: bool, lengths):
         """One stage's layers over one block; their `states` are replaced."""
         for index in layers:
             layer = self.layers[index]
@@ -275,20 +366,10 @@ class _Seanet(nn.Module):
             lengths = None if lengths is None else layer.output_lengths(lengths)
         return x, lengths
 
-    def _shortest_block(self, rate: int) -> int:
-        """Frames of a block that fills every layer's window and can be reflected: the windows' sum; `rate` is the
-        samples per frame that come in."""
-        frames = 0
-        for layer in self.layers:
-            if not isinstance(layer, nn.ELU):
-                frames += -(-layer.window // rate)
-                rate = layer.output_lengths(rate)
-        return frames
-
     def output_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
         """Lengths of what comes out for rows of `lengths`."""
-        for layer in self.layers:
-            lengths = lengths if isinstance(layer, nn.ELU) else layer.output_lengths(lengths)
+        for index in self.with_state:
+            lengths = self.layers[index].output_lengths(lengths)
         return lengths
 
 
@@ -310,7 +391,7 @@ class EncodecEncoder(_Seanet):
         # The low-rate stage begins after the last downsampling but one.
         cut = len(layers) - 5 - config.num_residual_layers
         self.stages = (range(cut), config.hop_length), (range(cut, len(layers)), None)
-        self.shortest_block = self._shortest_block(config.hop_length)
+        self._set_geometry(config.hop_length)
 
 
 class EncodecDecoder(_Seanet):
@@ -330,12 +411,12 @@ class EncodecDecoder(_Seanet):
         # The low-rate stage ends with the first upsampling and its residual units.
         cut = 4 + config.num_residual_layers
         self.stages = (range(cut), None), (range(cut, len(layers)), config.upsampling_ratios[0])
-        self.shortest_block = self._shortest_block(1)
+        self._set_geometry(1)
 
 
-def split_blocks(length: int, block: int) -> list[tuple[int, int]]:
-    """(start, stop) of consecutive blocks of `length` samples; the last one takes the remainder."""
-    starts = list(range(0, max(length - block, 0) + 1, block))
+def split_blocks(length: int, block: int, first: int | None = None) -> list[tuple[int, int]]:
+    """(start, stop) of consecutive blocks of `length` samples, the `first` of its own size, the last one shorter."""
+    starts = [0, *range(block if first is None else first, length, block)]
     return list(zip(starts, [*starts[1:], length]))
 
 
