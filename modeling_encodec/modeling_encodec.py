@@ -14,17 +14,16 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
-from transformers.utils import ModelOutput
 
 from .batching_encodec import as_tensor, group_by_length, row_lengths, stack_chunks, stack_scales, whole_numbers
 from .configuration_encodec import EncodecConfig
+from .outputs_encodec import EncodecDecoderOutput, EncodecEncoderOutput, EncodecOutput
 from .quantization_encodec import EncodecEuclideanCodebook, EncodecResidualVectorQuantizer
 from .seanet_encodec import EncodecDecoder, EncodecEncoder, split_blocks
 
@@ -35,57 +34,6 @@ CPU_FINE_FRAMES = 50
 ACCELERATOR_BLOCK_FRAMES = 4096
 # Frames of all rows that an accelerator computes together.
 ACCELERATOR_BATCH_FRAMES = 65536
-
-
-@dataclass
-class EncodecEncoderOutput(ModelOutput):
-    """What `encode` returns. N chunks (1 for models that code the whole signal), B rows, K codebooks, F frames.
-
-    Args:
-        audio_codes (`torch.LongTensor` of shape `(N, B, K, F)`): codes; 0 past a row's end (see the lengths).
-        audio_scales (list of N `torch.Tensor` of shape `(B, 1)`): loudness that each chunk was divided by, float32; 0
-            where a row has no such chunk. `[None]` for a model that does not normalise.
-        last_frame_pad_length (`int`): frames by which the longest row's last chunk is shorter than its first.
-        codes_lengths (`torch.LongTensor` of shape `(B,)`): frames of each row, all its chunks together.
-        audio_lengths (`torch.LongTensor` of shape `(B,)`): samples of each row.
-        latents (`torch.Tensor` of shape `(N, B, D, F)`, *optional*): encoder output before quantisation.
-    """
-
-    audio_codes: torch.Tensor | None = None
-    audio_scales: list | None = None
-    last_frame_pad_length: int | None = None
-    codes_lengths: torch.Tensor | None = None
-    audio_lengths: torch.Tensor | None = None
-    latents: torch.Tensor | None = None
-
-
-@dataclass
-class EncodecDecoderOutput(ModelOutput):
-    """What `decode` returns.
-
-    Args:
-        audio_values (`torch.Tensor` of shape `(B, channels, T)`): audio, zero past each row's end.
-        audio_lengths (`torch.LongTensor` of shape `(B,)`): samples of each row.
-    """
-
-    audio_values: torch.Tensor | None = None
-    audio_lengths: torch.Tensor | None = None
-
-    def rows(self) -> list[torch.Tensor]:
-        """The rows as (channels, T) tensors, each at its own length."""
-        return [row[:, :length] for row, length in zip(self.audio_values, self.audio_lengths.tolist())]
-
-
-@dataclass
-class EncodecOutput(ModelOutput):
-    """What `forward` returns: the fields of [`EncodecEncoderOutput`] with the decoded `audio_values`."""
-
-    audio_codes: torch.Tensor | None = None
-    audio_values: torch.Tensor | None = None
-    audio_scales: list | None = None
-    last_frame_pad_length: int | None = None
-    codes_lengths: torch.Tensor | None = None
-    audio_lengths: torch.Tensor | None = None
 
 
 class EncodecPreTrainedModel(PreTrainedAudioTokenizerBase):
@@ -300,7 +248,7 @@ class EncodecModel(EncodecPreTrainedModel):
         return EncodecDecoderOutput(audio_values, torch.tensor(lengths, device=audio_values.device))
 
     def decode_pieces(self, pieces: list[torch.Tensor], scales: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
-        """Audio (1, channels, T) of codes (1, K, F) known to be right, whole signals or chunks, and of their scales."""
+        """Audio (1, channels, T) of codes (1, K, F) known to be right, of whole signals or chunks, and of scales."""
         decoded = self._run(self.decoder, pieces, prepare=self.embed_checked)
         return decoded if scales is None else [audio.float() * scale for audio, scale in zip(decoded, scales)]
 
@@ -440,7 +388,7 @@ class EncodecModel(EncodecPreTrainedModel):
     def _run(self, net: EncodecEncoder | EncodecDecoder, pieces: list, prepare=None, finish=None) -> list:
         """`net` on each (1, C, T) piece, as if alone. `prepare` makes its input of a piece's blocks, and `finish` what
         is returned of its output, so that no more than a block of either is kept."""
-        prepare, finish = prepare or _as_it_is, finish or _as_it_is
+        prepare, finish = prepare or as_it_is, finish or as_it_is
         if not self._computes_rows_together:
             return [self._run_piece(net, piece, prepare, finish) for piece in pieces]
         outputs = [None] * len(pieces)
@@ -491,7 +439,8 @@ def overlap_triangle(length: int, device: torch.device) -> torch.Tensor:
     return 0.5 - (time - 0.5).abs()
 
 
-def _as_it_is(x: torch.Tensor) -> torch.Tensor:
+def as_it_is(x: torch.Tensor) -> torch.Tensor:
+    """`x`, where nothing is to be done to it."""
     return x
 
 

@@ -3,9 +3,9 @@
 
 One code path serves whole signals and pieces of them. Every layer has `step(x, state, end)`: `state` is `None` at a
 signal's beginning and then what the last step returned, one tensor, rows first; `end` says that `x` completes the
-signal. A whole signal is one step with `end=True`. A first piece must have `net.start` samples, or be the whole signal;
-after that every `net.hop` samples give as many outputs as the last ones, and states keep their shapes. A last piece may
-have any length, 0 included.
+signal. A whole signal is one step with `end=True`. A first piece must have `net.start` samples, or be the whole
+signal; after that every `net.hop` samples give as many outputs as the last ones did, and states keep their shapes. A
+last piece may have any length, 0 included.
 
 Time runs along the last axis of a (B, C, 1, T) tensor in channels-last memory, so each sample's channels lie together:
 convolutions need no repacking, a strided kernel reads one contiguous piece, and upsampling is a reshape. On a CPU

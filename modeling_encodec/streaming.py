@@ -1,105 +1,31 @@
-"""Live coding: `StreamingEncoder` and `StreamingDecoder` take audio or codes as they come and give out what can be given.
+"""Live coding: `StreamingEncoder` and `StreamingDecoder` take audio or codes as they come.
 
-Whole files are coded by the same steps (`EncodecModel.run_blocks`), so a stream's codes are the file's. All that a stream
-remembers is one value, `StreamState`: copy it, save it, put it into another stream of the same kind, now or tomorrow.
+Whole files are coded by the same steps (`EncodecModel.run_blocks`), so a stream's codes are the file's. All that a
+stream remembers is one value, `StreamState`: copy it, save it, put it into another stream of its kind, at any time.
 
 Modes. The released causal model pads a signal's beginning with its reflection: its first frame looks at 2,240 samples
-(93 ms), then every 320 samples give a frame at once. `exact` waits for those and gives the whole file's codes.
+(93 ms); then every 320 samples give a frame at once. `exact` waits for those and gives the whole file's codes.
 `low_latency` has silence before the signal instead: a frame after every 320 samples from the first one on, and codes
-that differ for a while (see the README). Models that are not causal look ahead by a fixed amount; those with chunks code
-a chunk when it is full.
+that differ for a while (see the README). Models that are not causal look ahead by a fixed amount; those with chunks
+code a chunk when it is full.
 """
 
 import functools
-import json
-from bisect import bisect_left
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 
-from modeling_encodec.atomic import atomic_path
 from modeling_encodec.batching_encodec import as_tensor
 from modeling_encodec.bitstream.fingerprints import model_fingerprint
-from modeling_encodec.modeling_encodec import EncodecModel, exact_float32, overlap_triangle
+from modeling_encodec.modeling_encodec import EncodecModel, exact_float32
+from modeling_encodec.modeling_lm_encodec import NO_CODE
+from modeling_encodec.stream_steps import ChunkDecoding, ChunkEncoding, LayerSteps, StreamState
 
 
-# What stands where a row has no code.
-NO_CODE = -1
 MODES = ("exact", "low_latency")
-
-
-@dataclass(frozen=True)
-class StreamState:
-    """All that a stream of B rows remembers. A value: each push makes a new one, and none is ever written to.
-
-    Args:
-        waiting (`torch.Tensor` of shape `(B, C, W)`): samples or latents that nothing could be made of yet; of a
-            decoder with chunks, audio that the next chunk overlaps.
-        counts (`torch.LongTensor` of shape `(B,)`): how many of them there are, on the CPU.
-        started (`torch.BoolTensor` of shape `(B,)`): whether the row's beginning is behind it, on the CPU.
-        layers (tuple of `torch.Tensor`, each `(B, ...)`): what the layers keep; of a decoder with chunks, the weight
-            of each waiting sample.
-    """
-
-    waiting: torch.Tensor
-    counts: torch.Tensor
-    started: torch.Tensor
-    layers: tuple[torch.Tensor, ...]
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors by name."""
-        named = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "layers"}
-        return named | {f"layers.{index}": tensor for index, tensor in enumerate(self.layers)}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> "StreamState":
-        """The state of which these are the `tensors()`."""
-        layers = tuple(tensors[f"layers.{index}"] for index in range(len(tensors) - 3))
-        return cls(tensors["waiting"], tensors["counts"], tensors["started"], layers)
-
-    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "StreamState":
-        """The state with every tensor changed."""
-        return self.from_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
-
-    def rows(self, rows: list[int]) -> "StreamState":
-        """The state of these rows alone."""
-        return self if rows == list(range(len(self.counts))) else self.map(lambda tensor: tensor[rows])
-
-    def with_rows(self, rows: list[int], other: "StreamState") -> "StreamState":
-        """The state with these rows taken from `other`, which has them alone."""
-        if rows == list(range(len(self.counts))):
-            return other
-        ours, theirs = self.tensors(), other.tensors()
-        index = {device: torch.tensor(rows, device=device) for device in {tensor.device for tensor in ours.values()}}
-        return self.from_tensors(
-            {name: ours[name].index_copy(0, index[ours[name].device], theirs[name]) for name in ours}
-        )
-
-    def save(self, path: str | Path, about: dict | None = None) -> None:
-        """Write a safetensors file, with the facts `about` the stream that it belongs to."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
-        with atomic_path(path) as temporary:
-            safetensors.torch.save_file(tensors, temporary, {"stream": json.dumps(about or {})})
-
-    @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> tuple["StreamState", dict]:
-        """The state and the facts that `save` wrote.
-
-        Raises:
-            ValueError: if the file is no stream's state.
-        """
-        try:
-            with safe_open(path, "pt", device=str(device)) as file:
-                about = json.loads((file.metadata() or {})["stream"])
-                state = cls.from_tensors({name: file.get_tensor(name) for name in file.keys()})
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: no saved state of a stream ({error})") from None
-        return replace(state, counts=state.counts.cpu(), started=state.started.cpu()), about
 
 
 class _Stream:
@@ -113,7 +39,7 @@ class _Stream:
             raise ValueError("mode is 'low_latency', allowed: 'exact', for this model is not causal")
         if config.chunk_length is None and (config.normalize or config.norm_type == "time_group_norm"):
             raise ValueError(
-                "this model looks at the whole signal, allowed: one that does not, or with chunk_length_s"
+                "this model looks at the whole signal, allowed: one that has chunks, or does not normalise"
             )
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, allowed: a whole number of at least 1")
@@ -238,9 +164,9 @@ class StreamingEncoder(_Stream):
         self.scales = None
         if model.config.chunk_length is None:
             finish = functools.partial(model.quantize, num_quantizers=self.num_quantizers)
-            self._start(_LayerSteps(model, model.encoder, mode, _as_it_is, finish))
+            self._start(LayerSteps(model, model.encoder, mode, finish=finish))
         else:
-            self._start(_ChunkEncoding(model, self.num_quantizers))
+            self._start(ChunkEncoding(model, self.num_quantizers))
 
     @property
     def latency(self) -> int:
@@ -308,9 +234,9 @@ class StreamingDecoder(_Stream):
         super().__init__(model, batch_size, mode, "decoder")
         self.lengths = torch.zeros(batch_size, dtype=torch.int64)
         if model.config.chunk_length is None:
-            self._start(_LayerSteps(model, model.decoder, mode, model.embed_checked, _as_it_is))
+            self._start(LayerSteps(model, model.decoder, mode, prepare=model.embed_checked))
         else:
-            self._start(_ChunkDecoding(model))
+            self._start(ChunkDecoding(model))
 
     @property
     def latency(self) -> int:
@@ -366,150 +292,3 @@ class StreamingDecoder(_Stream):
         self.lengths = torch.zeros(self.batch_size, dtype=torch.int64)
         self.lengths[rows] = torch.tensor([part.shape[-1] for part in audio])
         return self._gather(rows, audio, 0)
-
-
-def _as_it_is(x: torch.Tensor) -> torch.Tensor:
-    return x
-
-
-# ---- how rows that stand at the same place go on -----------------------------------------------------------------
-
-
-class _LayerSteps:
-    """Layers that remember: the encoder or the decoder of a model that codes the whole signal."""
-
-    def __init__(self, model: EncodecModel, net: torch.nn.Module, mode: str, prepare: Callable, finish: Callable):
-        self.model, self.net, self.prepare, self.finish = model, net, prepare, finish
-        self.begun = mode == "low_latency"  # silence before the signal is a state as any
-        channels = model.config.audio_channels, model.config.hidden_size
-        self.channels, self.channels_out = channels if net is model.encoder else reversed(channels)
-
-    def beginning(self, rows: int) -> StreamState:
-        """The state of rows that nothing was pushed to."""
-        width = max(self.net.hop, 0 if self.begun else self.net.start) - 1
-        return StreamState(
-            torch.zeros(rows, self.channels, width, device=self.model.device),
-            torch.zeros(rows, dtype=torch.int64),
-            torch.full((rows,), self.begun),
-            self.net.quiet_state(rows),
-        )
-
-    def advance(self, state: StreamState, inputs: tuple, end: bool) -> tuple[tuple, StreamState]:
-        """The next inputs of rows that stand at one place -> what can be made of them and those that waited."""
-        x = torch.cat([state.waiting[..., : int(state.counts[0])], self.prepare(inputs[0])], dim=2)
-        started, total, hop = bool(state.started[0]), x.shape[2], self.net.hop
-        least = 0 if started else self.net.start
-        used = total if end else least + (total - least) // hop * hop if total >= least else 0
-        outputs, layers = [self.finish(x.new_zeros(len(x), self.channels_out, 0))], state.layers
-        if used or (end and started):
-            for output, layers in self.model.run_blocks(self.net, x[..., :used], layers if started else None, end):
-                outputs.append(self.finish(output))
-        if end:
-            return (torch.cat(outputs, dim=2),), self.beginning(len(x))
-        waiting = torch.nn.functional.pad(x[..., used:], (0, state.waiting.shape[2] - (total - used)))
-        counts, begun = torch.full_like(state.counts, total - used), state.started | (used > 0)
-        return (torch.cat(outputs, dim=2),), StreamState(waiting, counts, begun, layers)
-
-
-class _ChunkEncoding:
-    """Chunks, each coded when it is full."""
-
-    def __init__(self, model: EncodecModel, num_quantizers: int):
-        self.model, self.num_quantizers = model, num_quantizers
-
-    def beginning(self, rows: int) -> StreamState:
-        """The state of rows that nothing was pushed to."""
-        config = self.model.config
-        waiting = torch.zeros(rows, config.audio_channels, config.chunk_length - 1, device=self.model.device)
-        return StreamState(waiting, torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.bool), ())
-
-    def advance(self, state: StreamState, inputs: tuple, end: bool) -> tuple[tuple, StreamState]:
-        """The next samples of rows that stand at one place -> codes and scales of the chunks that are full."""
-        config = self.model.config
-        x = torch.cat([state.waiting[..., : int(state.counts[0])], inputs[0]], dim=2)
-        spans = [span for span in config.chunk_spans(x.shape[2]) if end or span[1] - span[0] == config.chunk_length]
-        pieces = [x[row : row + 1, :, slice(*span)] for row in range(len(x)) for span in spans]
-        coded, scales = self.model.encode_pieces(pieces, self.num_quantizers)
-        nothing = torch.zeros(len(x), self.num_quantizers, 0, dtype=torch.int64, device=x.device)
-        codes = torch.cat([nothing, *(torch.cat(coded[at :: len(spans)]) for at in range(len(spans)))], dim=2)
-        scales = torch.cat(scales).view(len(x), -1) if scales else x.new_ones(len(x), len(spans))
-        if end:
-            return (codes, scales), self.beginning(len(x))
-        x = x[..., len(spans) * config.chunk_stride :]
-        waiting = torch.nn.functional.pad(x, (0, config.chunk_length - 1 - x.shape[2]))
-        counts = torch.full_like(state.counts, x.shape[2])
-        return (codes, scales), StreamState(waiting, counts, state.started | bool(spans), ())
-
-
-class _ChunkDecoding:
-    """Chunks, each added to what the ones before it left where they overlap."""
-
-    def __init__(self, model: EncodecModel):
-        config = model.config
-        self.model, self.full = model, config.num_frames(config.chunk_length)
-        self.hop, self.stride = config.hop_length, config.chunk_stride
-
-    def beginning(self, rows: int) -> StreamState:
-        """The state of rows that nothing was pushed to."""
-        config, device = self.model.config, self.model.device
-        width = self.full * config.hop_length
-        return StreamState(
-            torch.zeros(rows, config.audio_channels, width, device=device),
-            torch.zeros(rows, dtype=torch.int64),
-            torch.zeros(rows, dtype=torch.bool),
-            (torch.zeros(rows, 1, width, device=device),),
-        )
-
-    def advance(self, state: StreamState, inputs: tuple, end: bool) -> tuple[tuple, StreamState]:
-        """The next whole chunks of rows that stand at one place -> the audio that no later chunk overlaps."""
-        (codes, scales), (waiting, weight) = inputs, (state.waiting.clone(), state.layers[0].clone())
-        frames, stride, length = self._split(scales.shape[1], codes.shape[2]), self.stride, int(state.counts[0])
-        pieces = [codes[row : row + 1, :, at : at + n] for row in range(len(codes)) for at, n in frames]
-        factors = scales.reshape(-1) if self.model.config.normalize else None
-        decoded = self.model.decode_pieces(pieces, factors)
-        # A first chunk that is not full is followed by the end: then no triangle is longer.
-        longest = self.full if state.started[0] or not frames else frames[0][1]
-        triangle = overlap_triangle(longest * self.hop, waiting.device)
-        outputs = [waiting[..., :0]]
-
-        def give(count: int) -> None:
-            nonlocal waiting, weight
-            outputs.append(waiting[..., :count] / weight[..., :count])
-            waiting, weight = (torch.nn.functional.pad(part[..., count:], (0, count)) for part in (waiting, weight))
-
-        for number, (_, count) in enumerate(frames):
-            chunk = torch.cat(decoded[number :: len(frames)]).float()
-            part = triangle[: chunk.shape[2]]
-            waiting[..., : len(part)] += part * chunk
-            weight[..., : len(part)] += part
-            length = max(length, len(part))
-            if count == self.full or number < len(frames) - 1:
-                give(stride)
-                length -= stride
-        if end:
-            give(length)
-        audio = torch.cat(outputs, dim=2).to(self.model.dtype)
-        if end:
-            return (audio,), self.beginning(len(waiting))
-        started = state.started | bool(frames)
-        return (audio,), StreamState(waiting, torch.full_like(state.counts, length), started, (weight,))
-
-    def _split(self, chunks: int, frames: int) -> list[tuple[int, int]]:
-        """(start, frames) of each of so many chunks: full ones, unless they are a signal's last, whose end cuts the
-        last and those that overlap it."""
-        config = self.model.config
-
-        def cut(rest: int) -> list[int]:
-            starts = range(0, chunks * self.stride, self.stride)
-            return [config.num_frames(min(config.chunk_length, rest - start)) for start in starts]
-
-        if chunks == 0 and frames == 0:
-            return []
-        shortest, longest = (chunks - 1) * self.stride + 1, (chunks - 1) * self.stride + config.chunk_length
-        rests = range(shortest, longest + 1)
-        counts = cut(rests[min(bisect_left(rests, frames, key=lambda rest: sum(cut(rest))), len(rests) - 1)])
-        if chunks == 0 or sum(counts) != frames:
-            raise ValueError(
-                f"codes have {frames} frames and {chunks} scales, allowed: one scale a chunk, whole chunks"
-            )
-        return [(sum(counts[:index]), count) for index, count in enumerate(counts)]

@@ -1,0 +1,58 @@
+# Copyright 2026 The modeling-encodec authors. Licensed under the Apache License, Version 2.0.
+"""What EncodecModel's methods return."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class EncodecEncoderOutput(ModelOutput):
+    """What `encode` returns. N chunks (1 for models that code the whole signal), B rows, K codebooks, F frames.
+
+    Args:
+        audio_codes (`torch.LongTensor` of shape `(N, B, K, F)`): codes; 0 past a row's end (see the lengths).
+        audio_scales (list of N `torch.Tensor` of shape `(B, 1)`): loudness that each chunk was divided by, float32; 0
+            where a row has no such chunk. `[None]` for a model that does not normalise.
+        last_frame_pad_length (`int`): frames by which the longest row's last chunk is shorter than its first.
+        codes_lengths (`torch.LongTensor` of shape `(B,)`): frames of each row, all its chunks together.
+        audio_lengths (`torch.LongTensor` of shape `(B,)`): samples of each row.
+        latents (`torch.Tensor` of shape `(N, B, D, F)`, *optional*): encoder output before quantisation.
+    """
+
+    audio_codes: torch.Tensor | None = None
+    audio_scales: list | None = None
+    last_frame_pad_length: int | None = None
+    codes_lengths: torch.Tensor | None = None
+    audio_lengths: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+
+
+@dataclass
+class EncodecDecoderOutput(ModelOutput):
+    """What `decode` returns.
+
+    Args:
+        audio_values (`torch.Tensor` of shape `(B, channels, T)`): audio, zero past each row's end.
+        audio_lengths (`torch.LongTensor` of shape `(B,)`): samples of each row.
+    """
+
+    audio_values: torch.Tensor | None = None
+    audio_lengths: torch.Tensor | None = None
+
+    def rows(self) -> list[torch.Tensor]:
+        """The rows as (channels, T) tensors, each at its own length."""
+        return [row[:, :length] for row, length in zip(self.audio_values, self.audio_lengths.tolist())]
+
+
+@dataclass
+class EncodecOutput(ModelOutput):
+    """What `forward` returns: the fields of [`EncodecEncoderOutput`] with the decoded `audio_values`."""
+
+    audio_codes: torch.Tensor | None = None
+    audio_values: torch.Tensor | None = None
+    audio_scales: list | None = None
+    last_frame_pad_length: int | None = None
+    codes_lengths: torch.Tensor | None = None
+    audio_lengths: torch.Tensor | None = None
