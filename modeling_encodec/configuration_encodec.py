@@ -135,6 +135,11 @@ class EncodecConfig(PreTrainedConfig):
         return max(1, int((1.0 - self.overlap) * self.chunk_length))
 
     @property
+    def needs_whole_signal(self) -> bool:
+        """Whether a signal's first frame depends on all of it: on its loudness, or GroupNorm's statistics."""
+        return self.chunk_length is None and (self.normalize or self.norm_type == "time_group_norm")
+
+    @property
     def hop_length(self) -> int:
         """Samples per frame of codes."""
         return math.prod(self.upsampling_ratios)

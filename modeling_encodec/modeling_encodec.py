@@ -167,6 +167,7 @@ class EncodecModel(EncodecPreTrainedModel):
         return self.config.num_quantizers_for_bandwidth(bandwidth)
 
     def check_audio(self, audio: torch.Tensor) -> torch.Tensor:
+        """Audio as (B, channels, T) on the model's device, or a ValueError that says what is wrong with it."""
         audio, channels = as_tensor("input_values", audio), self.config.audio_channels
         if not audio.is_floating_point():
             raise ValueError(f"input_values are {audio.dtype}, allowed: floating point in [-1, 1]")
@@ -379,6 +380,11 @@ class EncodecModel(EncodecPreTrainedModel):
         return EncodecOutput(**coded, audio_values=decoded.audio_values)
 
     @property
+    def block_frames(self) -> int:
+        """Frames that are computed at a time."""
+        return CPU_BLOCK_FRAMES if self.device.type == "cpu" else ACCELERATOR_BLOCK_FRAMES
+
+    @property
     def _computes_rows_together(self) -> bool:
         return self.device.type != "cpu"
 
@@ -420,9 +426,7 @@ class EncodecModel(EncodecPreTrainedModel):
     ) -> Iterator[tuple[torch.Tensor, tuple]]:
         """`net.step` on the next piece (B, C, T) of signals, which takes a bounded number of frames at a time: outputs
         and the state after each. Blocks are counted from the signals' beginning."""
-        on_cpu = piece.device.type == "cpu"
-        size = net.hop * (CPU_BLOCK_FRAMES if on_cpu else ACCELERATOR_BLOCK_FRAMES)
-        fine = CPU_FINE_FRAMES if on_cpu else None
+        size, fine = net.hop * self.block_frames, CPU_FINE_FRAMES if piece.device.type == "cpu" else None
         first = size if state is not None else net.start + max(0, size - net.start) // net.hop * net.hop
         if torch.is_grad_enabled() or self.config.norm_type == "time_group_norm":  # the norm looks at the whole piece
             first, fine = piece.shape[2], None

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 
 from modeling_encodec.atomic import atomic_path
+from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.modeling_encodec import EncodecModel, as_it_is, overlap_triangle
 
 
@@ -25,7 +26,7 @@ class StreamState:
         counts (`torch.LongTensor` of shape `(B,)`): how many of them there are, on the CPU.
         started (`torch.BoolTensor` of shape `(B,)`): whether the row's beginning is behind it, on the CPU.
         layers (tuple of `torch.Tensor`, each `(B, ...)`): what the layers keep; of a decoder with chunks, the weight
-            of each waiting sample.
+            of each waiting sample and the first chunk's frames.
     """
 
     waiting: torch.Tensor
@@ -168,19 +169,19 @@ class ChunkDecoding:
             torch.zeros(rows, config.audio_channels, width, device=device),
             torch.zeros(rows, dtype=torch.int64),
             torch.zeros(rows, dtype=torch.bool),
-            (torch.zeros(rows, 1, width, device=device),),
+            (torch.zeros(rows, 1, width, device=device), torch.zeros(rows, 1, dtype=torch.int64, device=device)),
         )
 
     def advance(self, state: StreamState, inputs: tuple, end: bool) -> tuple[tuple, StreamState]:
         """The next whole chunks of rows that stand at one place -> the audio that no later chunk overlaps."""
-        (codes, scales), (waiting, weight) = inputs, (state.waiting.clone(), state.layers[0].clone())
-        frames, stride, length = self._split(scales.shape[1], codes.shape[2]), self.stride, int(state.counts[0])
-        pieces = [codes[row : row + 1, :, at : at + n] for row in range(len(codes)) for at, n in frames]
-        factors = scales.reshape(-1) if self.model.config.normalize else None
-        decoded = self.model.decode_pieces(pieces, factors)
-        # A first chunk that is not full is followed by the end: then no triangle is longer.
-        longest = self.full if state.started[0] or not frames else frames[0][1]
-        triangle = overlap_triangle(longest * self.hop, waiting.device)
+        codes, scales = inputs
+        chunks = split_chunks(self.model.config, scales.shape[1], codes.shape[2])
+        pieces = [codes[row : row + 1, :, start : start + n] for row in range(len(codes)) for start, n in chunks]
+        decoded = self.model.decode_pieces(pieces, scales.reshape(-1) if self.model.config.normalize else None)
+        # All chunks are faded by the first one's triangle; only a signal that ends soon has a shorter one.
+        first = int(state.layers[1][0]) if state.started[0] or not chunks else chunks[0][1]
+        triangle = overlap_triangle(first * self.hop, codes.device)
+        waiting, weight, length = state.waiting.clone(), state.layers[0].clone(), int(state.counts[0])
         outputs = [waiting[..., :0]]
 
         def give(count: int) -> None:
@@ -188,37 +189,41 @@ class ChunkDecoding:
             outputs.append(waiting[..., :count] / weight[..., :count])
             waiting, weight = (F.pad(part[..., count:], (0, count)) for part in (waiting, weight))
 
-        for number, (_, count) in enumerate(frames):
-            chunk = torch.cat(decoded[number :: len(frames)]).float()
+        for number in range(len(chunks)):
+            chunk = torch.cat(decoded[number :: len(chunks)]).float()
             part = triangle[: chunk.shape[2]]
             waiting[..., : len(part)] += part * chunk
             weight[..., : len(part)] += part
             length = max(length, len(part))
-            if count == self.full or number < len(frames) - 1:
-                give(stride)
-                length -= stride
+            if length >= self.stride:  # where the next chunk begins, if there is one
+                give(self.stride)
+                length -= self.stride
         if end:
             give(length)
         audio = torch.cat(outputs, dim=2).to(self.model.dtype)
         if end:
             return (audio,), self.beginning(len(waiting))
-        started = state.started | bool(frames)
-        return (audio,), StreamState(waiting, torch.full_like(state.counts, length), started, (weight,))
+        counts, layers = torch.full_like(state.counts, length), (weight, torch.full_like(state.layers[1], first))
+        return (audio,), StreamState(waiting, counts, state.started | bool(chunks), layers)
 
-    def _split(self, chunks: int, frames: int) -> list[tuple[int, int]]:
-        """(start, frames) of each of so many chunks: full ones, unless they are a signal's last, whose end cuts the
-        last and those that overlap it."""
-        config = self.model.config
 
-        def cut(rest: int) -> list[int]:
-            starts = range(0, chunks * self.stride, self.stride)
-            return [config.num_frames(min(config.chunk_length, rest - start)) for start in starts]
+def split_chunks(config: EncodecConfig, chunks: int, frames: int) -> list[tuple[int, int]]:
+    """(start, frames) of each of so many chunks, of so many frames together: full ones, unless they are a signal's
+    last, whose end cuts the last and those that overlap it.
 
-        if chunks == 0 and frames == 0:
-            return []
-        shortest, longest = (chunks - 1) * self.stride + 1, (chunks - 1) * self.stride + config.chunk_length
-        rests = range(shortest, longest + 1)
-        counts = cut(rests[min(bisect_left(rests, frames, key=lambda rest: sum(cut(rest))), len(rests) - 1)])
-        if chunks == 0 or sum(counts) != frames:
-            raise ValueError(f"codes have {frames} frames and {chunks} scales, allowed: whole chunks and their scales")
-        return [(sum(counts[:index]), count) for index, count in enumerate(counts)]
+    Raises:
+        ValueError: if so many chunks do not have so many frames.
+    """
+
+    def cut(rest: int) -> list[int]:
+        starts = range(0, chunks * config.chunk_stride, config.chunk_stride)
+        return [config.num_frames(min(config.chunk_length, rest - start)) for start in starts]
+
+    if chunks == frames == 0:
+        return []
+    shortest = (chunks - 1) * config.chunk_stride + 1
+    rests = range(shortest, shortest + config.chunk_length)
+    counts = cut(rests[min(bisect_left(rests, frames, key=lambda rest: sum(cut(rest))), len(rests) - 1)])
+    if sum(counts) != frames:
+        raise ValueError(f"codes have {frames} frames and {chunks} scales, allowed: whole chunks and their scales")
+    return [(sum(counts[:index]), count) for index, count in enumerate(counts)]

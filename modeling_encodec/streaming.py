@@ -11,7 +11,7 @@ code a chunk when it is full.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from modeling_encodec.batching_encodec import as_tensor
 from modeling_encodec.bitstream.fingerprints import model_fingerprint
 from modeling_encodec.modeling_encodec import EncodecModel, exact_float32
 from modeling_encodec.modeling_lm_encodec import NO_CODE
-from modeling_encodec.stream_steps import ChunkDecoding, ChunkEncoding, LayerSteps, StreamState
+from modeling_encodec.stream_steps import ChunkDecoding, ChunkEncoding, LayerSteps, StreamState, split_chunks
 
 
 MODES = ("exact", "low_latency")
@@ -37,7 +37,7 @@ class _Stream:
             raise ValueError(f"mode is {mode!r}, allowed: {', '.join(MODES)}")
         if mode == "low_latency" and not (config.use_causal_conv and config.trim_right_ratio == 1):
             raise ValueError("mode is 'low_latency', allowed: 'exact', for this model is not causal")
-        if config.chunk_length is None and (config.normalize or config.norm_type == "time_group_norm"):
+        if config.needs_whole_signal:
             raise ValueError(
                 "this model looks at the whole signal, allowed: one that has chunks, or does not normalise"
             )
@@ -263,6 +263,10 @@ class StreamingDecoder(_Stream):
         Raises:
             ValueError: for codes that the model does not have. The stream is then as before.
         """
+        return self._decode(list(range(self.batch_size)), self._pieces(codes, scales), end=False)
+
+    def _pieces(self, codes: torch.Tensor, scales: torch.Tensor | None) -> list[tuple]:
+        """Each row's codes (1, K, F), without what does not count, and with scales (1, N) if there are any."""
         codes = as_tensor("codes", codes).to(self.model.device)
         if codes.dim() != 3 or codes.shape[0] != self.batch_size:
             raise ValueError(f"codes have shape {tuple(codes.shape)}, allowed: ({self.batch_size}, codebooks, frames)")
@@ -271,14 +275,17 @@ class StreamingDecoder(_Stream):
         counts = (codes != NO_CODE).any(1).sum(1).tolist()
         rows = [codes[row : row + 1, :, :count] for row, count in enumerate(counts)]
         rows = [self.model.check_codes(row) if row.numel() else row.long() for row in rows]
-        pieces = [(row,) for row in rows]
-        if scales is not None:
-            scales = as_tensor("scales", scales).float().to(self.model.device)
-            if scales.dim() != 2 or len(scales) != self.batch_size or not torch.isfinite(scales).all():
-                raise ValueError(f"scales are {scales}, allowed: finite, ({self.batch_size}, chunks)")
-            there = (scales != 0).sum(1).tolist()
-            pieces = [(row, scales[index : index + 1, : there[index]]) for index, row in enumerate(rows)]
-        return self._decode(list(range(self.batch_size)), pieces, end=False)
+        if scales is None:
+            return [(row,) for row in rows]
+        scales = as_tensor("scales", scales).float().to(self.model.device)
+        if scales.dim() != 2 or len(scales) != self.batch_size or not torch.isfinite(scales).all():
+            raise ValueError(f"scales are {scales}, allowed: finite, ({self.batch_size}, chunks)")
+        there = (scales != 0).sum(1).tolist()
+        return [(row, scales[index : index + 1, : there[index]]) for index, row in enumerate(rows)]
+
+    def finish(self, codes: torch.Tensor, scales: torch.Tensor | None = None) -> torch.Tensor:
+        """The last codes of all rows: `push` and `flush` in one, to the bit what `decode` does with the whole."""
+        return self._decode(list(range(self.batch_size)), self._pieces(codes, scales), end=True)
 
     def flush(self, rows: Iterable[int] | None = None) -> torch.Tensor:
         """End the signals of all rows, or of these: the audio (B, channels, T) that is left; then they begin anew."""
@@ -292,3 +299,65 @@ class StreamingDecoder(_Stream):
         self.lengths = torch.zeros(self.batch_size, dtype=torch.int64)
         self.lengths[rows] = torch.tensor([part.shape[-1] for part in audio])
         return self._gather(rows, audio, 0)
+
+
+# ---- signals of any length -----------------------------------------------------------------------------------------
+
+
+def encode_blocks(
+    model: EncodecModel, blocks: Iterable[torch.Tensor], num_quantizers: int
+) -> Iterator[tuple[torch.Tensor, float | None]]:
+    """Codes (K, F) of one signal that comes in blocks (channels, T), in memory that does not grow with it.
+
+    Of a model with chunks one chunk at a time, with its scale. To the bit the codes of `encode`, however the signal is
+    cut. Blocks are arrays or tensors, and none is empty.
+    """
+    if model.config.needs_whole_signal:
+        whole = torch.cat([torch.as_tensor(block) for block in blocks], dim=1)
+        coded = model.encode(whole[None], num_quantizers=num_quantizers)
+        yield coded.audio_codes[0, 0], coded.audio_scales[0].item() if model.config.normalize else None
+        return
+    encoder = StreamingEncoder(model, num_quantizers=num_quantizers)
+    full, stride = model.config.chunk_length, model.config.chunk_stride
+    length = stride or model.block_frames * model.config.hop_length
+    for block, last in _cut(blocks, length):
+        codes = (encoder.finish if last else encoder.push)(block[None])[0]
+        if full is None:
+            yield codes, None
+            continue
+        scales = encoder.scales[0].tolist()
+        for scale, (start, frames) in zip(scales, split_chunks(model.config, len(scales), codes.shape[1])):
+            yield codes[:, start : start + frames], scale
+
+
+def decode_blocks(model: EncodecModel, pieces: Iterable[tuple[torch.Tensor, float | None]]) -> Iterator[torch.Tensor]:
+    """Audio (channels, T) of one signal's codes as `encode_blocks` gives them, to the bit that of `decode`, but for
+    the cut to its length."""
+    pieces = ((torch.as_tensor(codes, dtype=torch.int64), scale) for codes, scale in pieces)
+    if model.config.needs_whole_signal:
+        codes, scales = zip(*pieces)
+        with torch.no_grad():
+            yield model.decode(torch.cat(codes, dim=1)[None, None], [scales[0]]).audio_values[0]
+        return
+    decoder = StreamingDecoder(model)
+    if model.config.chunk_length is not None:
+        for codes, scale in pieces:
+            yield decoder.push(codes[None], torch.tensor([[1.0 if scale is None else scale]]))[0]
+        yield decoder.flush()[0]
+        return
+    for codes, last in _cut((codes for codes, _ in pieces), model.block_frames):
+        yield (decoder.finish if last else decoder.push)(codes[None])[0]
+
+
+def _cut(blocks: Iterable[torch.Tensor], length: int) -> Iterator[tuple[torch.Tensor, bool]]:
+    """The same in blocks of `length`, and whether each is the last, which may be shorter."""
+    kept = None
+    for block in blocks:
+        block = torch.as_tensor(block)
+        kept = block if kept is None else torch.cat([kept, block], dim=-1)
+        while kept.shape[-1] > length:
+            yield kept[..., :length], False
+            kept = kept[..., length:]
+    if kept is None:
+        raise ValueError("the signal holds nothing, allowed: at least one block")
+    yield kept, True

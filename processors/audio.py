@@ -7,7 +7,10 @@ Channel policy: to mono, the mean of all channels; mono to stereo, the same sign
 stereo is refused, since there is no one right mix.
 """
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +22,8 @@ import soxr
 from modeling_encodec.atomic import atomic_path
 
 
+# Samples of a channel that are read at a time.
+BLOCK_LENGTH = 1 << 18
 # Peak that a clipping signal is rescaled to, as in the original.
 RESCALED_PEAK = 0.99
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf")
@@ -36,6 +41,83 @@ class Clipping:
         return self.samples > 0
 
 
+class AudioReader:
+    """A file's audio block by block, in memory that does not grow with it: float32 (channels, T), at `sampling_rate`
+    Hz and with `channels` if given. Together the blocks are what `read_audio` returns, to the bit.
+
+        with AudioReader("in.flac", 24000, 1) as blocks:
+            for block in blocks: ...
+
+    Attributes:
+        seconds (`float`): how long the file says it is.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike | BinaryIO,
+        sampling_rate: int | None = None,
+        channels: int | None = None,
+        block_length: int = BLOCK_LENGTH,
+    ):
+        """Args:
+            source: a path, or a binary file that can be sought in.
+            block_length: samples of a channel that are read at a time.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is no audio; while reading, if it is empty, or holds samples that are not finite.
+        """
+        self.name = getattr(source, "name", "the input") if hasattr(source, "read") else os.fspath(source)
+        if not hasattr(source, "read") and not Path(self.name).is_file():
+            raise FileNotFoundError(f"{self.name}: no such file")
+        try:
+            self.file = soundfile.SoundFile(source)
+        except soundfile.LibsndfileError as error:
+            raise self._unreadable(error) from None
+        self.channels, self.block_length = channels, block_length
+        self.rate, self.sampling_rate = self.file.samplerate, sampling_rate or self.file.samplerate
+        self.seconds = self.file.frames / self.rate
+
+    def __enter__(self) -> "AudioReader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        stream, first, given = None, None, 0
+        last = False
+        while not last:
+            block = self._read()
+            last = block.shape[1] < self.block_length
+            first = block[:, :1] if first is None else first
+            if self.rate != self.sampling_rate:
+                if stream is None:
+                    stream = soxr.ResampleStream(self.rate, self.sampling_rate, len(block), quality="HQ")
+                resampled = stream.resample_chunk(np.ascontiguousarray(block.T), last=last)
+                block = np.ascontiguousarray(resampled.reshape(-1, len(block)).T)
+            given += block.shape[1]
+            if block.shape[1]:
+                yield block
+        if first.shape[1] == 0:
+            raise ValueError(f"{self.name}: holds no audio")
+        if given == 0:  # as `resample` does: at least one sample remains
+            yield first
+
+    def _read(self) -> np.ndarray:
+        try:
+            samples = self.file.read(self.block_length, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise self._unreadable(error) from None
+        if not np.isfinite(samples).all():
+            raise ValueError(f"{self.name}: holds samples that are NaN or infinite")
+        block = np.ascontiguousarray(samples.T)
+        return block if self.channels is None else match_channels(block, self.channels)
+
+    def _unreadable(self, error: soundfile.LibsndfileError) -> ValueError:
+        return ValueError(f"{self.name}: not readable as audio ({error.error_string.rstrip('.')})")
+
+
 def read_audio(
     source: str | os.PathLike | BinaryIO, sampling_rate: int | None = None, channels: int | None = None
 ) -> tuple[np.ndarray, int]:
@@ -45,26 +127,9 @@ def read_audio(
         FileNotFoundError: if there is no such file.
         ValueError: if it is no audio, is empty, or holds samples that are not finite.
     """
-    if hasattr(source, "read"):
-        name = getattr(source, "name", "the input")
-    else:
-        name = os.fspath(source)
-        if not Path(name).is_file():
-            raise FileNotFoundError(f"{name}: no such file")
-    try:
-        samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{name}: not readable as audio ({error.error_string.rstrip('.')})") from None
-    if samples.shape[0] == 0:
-        raise ValueError(f"{name}: holds no audio")
-    if not np.isfinite(samples).all():
-        raise ValueError(f"{name}: holds samples that are NaN or infinite")
-    audio = np.ascontiguousarray(samples.T)
-    if channels is not None:
-        audio = match_channels(audio, channels)
-    if sampling_rate is not None:
-        audio, rate = resample(audio, rate, sampling_rate), sampling_rate
-    return audio, rate
+    with AudioReader(source, sampling_rate, channels) as reader:
+        blocks = list(reader)
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1), reader.sampling_rate
 
 
 def resample(audio: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
@@ -100,17 +165,18 @@ def write_audio(
     Samples outside [-1, 1] are cut there, or with `rescale` the whole signal is scaled down to a peak of 0.99; they
     never wrap. A path is written under a temporary name and renamed when complete. A file object gets WAV.
     """
-    audio = np.asarray(audio, dtype=np.float32)
-    if audio.ndim != 2 or 0 in audio.shape:
-        raise ValueError(f"audio has shape {audio.shape}, allowed: (channels, samples), none of them 0")
-    if not np.isfinite(audio).all():
-        raise ValueError("audio holds NaN or infinity, allowed: finite samples")
-    peak = float(np.abs(audio).max())
-    clipping = Clipping(int((np.abs(audio) > 1).sum()), peak, rescale and peak > 1)
-    audio = audio * (RESCALED_PEAK / peak) if clipping.rescaled else audio.clip(-1, 1)
+    return write_audio_blocks(target, [audio], sampling_rate, rescale=rescale)
+
+
+def write_audio_blocks(
+    target: str | os.PathLike | BinaryIO, blocks: Iterable[np.ndarray], sampling_rate: int, *, rescale: bool = False
+) -> Clipping:
+    """`write_audio` of audio that comes in blocks (channels, T), in memory that does not grow with it.
+
+    With `rescale` the blocks wait in a temporary file until the peak is known.
+    """
     if hasattr(target, "write"):
-        soundfile.write(target, audio.T, sampling_rate, format="WAV", subtype="PCM_16")
-        return clipping
+        return _write(target, blocks, sampling_rate, rescale, {"format": "WAV", "subtype": "PCM_16"})
     path = Path(target)
     form = path.suffix.lstrip(".").upper()
     if form not in soundfile.available_formats() and form != "OPUS":
@@ -119,5 +185,39 @@ def write_audio(
     if form in ("WAV", "FLAC", "AIFF", "W64", "CAF", "AU"):
         options["subtype"] = "PCM_16"
     with atomic_path(path) as temporary:
-        soundfile.write(temporary, audio.T, sampling_rate, **options)
-    return clipping
+        return _write(temporary, blocks, sampling_rate, rescale, options)
+
+
+def _write(file, blocks: Iterable[np.ndarray], sampling_rate: int, rescale: bool, options: dict) -> Clipping:
+    outside, peak, out, channels = 0, 0.0, None, None
+    with contextlib.ExitStack() as stack:
+        for block in blocks:
+            block = _checked(block, channels)
+            channels = len(block)
+            if out is None:
+                # With `rescale` written first as it is, then read back and scaled.
+                waiting = stack.enter_context(tempfile.TemporaryFile()) if rescale else file
+                kind = {"format": "RF64", "subtype": "FLOAT"} if rescale else options
+                out = stack.enter_context(soundfile.SoundFile(waiting, "w", sampling_rate, channels, **kind))
+            outside, peak = outside + int((np.abs(block) > 1).sum()), max(peak, float(np.abs(block).max()))
+            out.write(block.T if rescale else block.T.clip(-1, 1))
+        if out is None:
+            raise ValueError("audio has no samples, allowed: at least one")
+        if rescale:
+            out.close()
+            waiting.seek(0)
+            gain = RESCALED_PEAK / peak if peak > 1 else 1.0
+            with soundfile.SoundFile(file, "w", sampling_rate, channels, **options) as scaled:
+                for block in AudioReader(waiting):
+                    scaled.write(block.T * np.float32(gain))
+    return Clipping(outside, peak, rescale and peak > 1)
+
+
+def _checked(block: np.ndarray, channels: int | None) -> np.ndarray:
+    block = np.asarray(block, dtype=np.float32)
+    if block.ndim != 2 or 0 in block.shape or channels not in (None, len(block)):
+        allowed = "channels" if channels is None else channels
+        raise ValueError(f"audio has shape {block.shape}, allowed: ({allowed}, samples), none of them 0")
+    if not np.isfinite(block).all():
+        raise ValueError("audio holds NaN or infinity, allowed: finite samples")
+    return block

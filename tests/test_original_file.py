@@ -289,11 +289,11 @@ def test_twenty_thousand_mutated_files_give_codes_or_a_clean_error(index, operat
     model, data = sound_files[index]
     file = io.BytesIO(mutate(data, operations))
     try:
-        codes, scales = read_original(file, read_header(file), model)
+        pieces = read_original(file, read_header(file), model)
     except EcdcError as error:
         assert "\n" not in str(error) and len(str(error)) < 300
     else:
-        assert codes.min() >= 0 and codes.max() < model.config.codebook_size and len(scales) == len(codes)
+        assert all(codes.min() >= 0 and codes.max() < model.config.codebook_size for codes, _ in pieces)
 
 
 @given(index=st.integers(0, 5), operations=OPERATIONS)

@@ -38,7 +38,7 @@ MOST_FRAMES, MOST_CHUNKS = (1 << 16) - 1, 255
 
 @dataclass(frozen=True)
 class DecodedSegment:
-    """One segment's codes (K, F) int64 and its chunks' scales, if the model normalises."""
+    """One segment's codes (K, F), int64, and its chunks' scales, if the model normalises."""
 
     index: int
     codes: np.ndarray
@@ -47,6 +47,7 @@ class DecodedSegment:
 
 class EcdcWriter:
     """Writes codes as they come; the file needs no seeking, and the signal's length need not be known before its end.
+    Where the file can be sought in, the length is put into the header then.
 
     writer = EcdcWriter(file, model, num_codebooks=8, lm=lm)
     writer.write(codes)  # (K, F), as often as there are any
@@ -134,6 +135,11 @@ class EcdcWriter:
             self._write_segment(frames)
         self._open(np.empty(0))
         self.segments.close(audio_length)
+        if self.header.audio_length is None and self.place is not None:
+            end = self.file.tell()
+            self.file.seek(self.place)
+            write_header(self.file, replace(self.header, audio_length=audio_length))
+            self.file.seek(end)
 
     def _write_segment(self, frames: int) -> None:
         codes = self.pending[0] if len(self.pending) == 1 else np.concatenate(self.pending, axis=1)
@@ -154,6 +160,8 @@ class EcdcWriter:
         if self.segments is None:
             file_id = zlib.crc32(first.tobytes()) if self.file_id is None else self.file_id
             self.header = replace(self.header, file_id=file_id)
+            can_seek = getattr(self.file, "seekable", lambda: False)
+            self.place = self.file.tell() if can_seek() else None
             write_header(self.file, self.header)
             self.segments = SegmentWriter(self.file, self.header)
 

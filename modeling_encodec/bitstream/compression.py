@@ -3,17 +3,15 @@
 import functools
 import io
 import logging
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePath
 from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
 
-from modeling_encodec.batching_encodec import stack_chunks
 from modeling_encodec.bitstream.codes_file import SEGMENT_SECONDS, EcdcReader, EcdcWriter, check_lm
-from modeling_encodec.bitstream.concealment import join_segments, silence
+from modeling_encodec.bitstream.concealment import JoinedCodes, join_segments, silence
 from modeling_encodec.bitstream.container import VERSION, Damage, Header, read_header
 from modeling_encodec.bitstream.ecdc import MAGIC, EcdcError, EcdcHeader, read_exactly
 from modeling_encodec.bitstream.ecdc import read_header as read_original_header
@@ -23,6 +21,7 @@ from modeling_encodec.bitstream.segment_coders import MOST_ROWS
 from modeling_encodec.checkpoints import checkpoint_for, lm_checkpoint_for
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.streaming import decode_blocks, encode_blocks
 
 
 logger = logging.getLogger(__name__)
@@ -76,26 +75,63 @@ def compress_to_file(
     if lm is not None:  # before the work of encoding
         check_lm(lm, model) if version == 1 else check_original_lm(lm)
     audio = torch.as_tensor(audio)
-    coded = model.encode(audio[None], bandwidth=bandwidth, num_quantizers=num_quantizers)
-    name = model_name or name_of(model)
     if version == 0:
-        write_original(file, model, coded, name, lm)
+        coded = model.encode(audio[None], bandwidth=bandwidth, num_quantizers=num_quantizers)
+        write_original(file, model, coded, model_name or name_of(model), lm)
         return
-    codes = coded.audio_codes[:, 0].cpu().numpy()
+    compress_blocks(
+        model,
+        [audio],
+        file,
+        bandwidth,
+        lm,
+        num_quantizers=num_quantizers,
+        model_name=model_name,
+        lm_name=lm_name,
+        segment_seconds=segment_seconds,
+        audio_length=audio.shape[1],
+    )
+
+
+def compress_blocks(
+    model: EncodecModel,
+    blocks: Iterable[torch.Tensor | np.ndarray],
+    file: BinaryIO,
+    bandwidth: float | None = None,
+    lm: EncodecLM | None = None,
+    *,
+    num_quantizers: int | None = None,
+    model_name: str | None = None,
+    lm_name: str | None = None,
+    segment_seconds: float = SEGMENT_SECONDS,
+    audio_length: int | None = None,
+) -> None:
+    """`compress_to_file` of a clip that comes in blocks (channels, T), in memory that does not grow with it.
+
+    Where the file can be sought in, or `audio_length` is given, the same audio gives the same bytes in any blocks.
+    """
+    num_quantizers = model.resolve_quantizers(bandwidth, num_quantizers)
     writer = EcdcWriter(
         file,
         model,
-        num_codebooks=codes.shape[1],
-        model_name=name,
+        num_codebooks=num_quantizers,
+        model_name=model_name or name_of(model),
         lm=lm,
         lm_name=None if lm is None else lm_name or name_of(lm),
         segment_seconds=segment_seconds,
-        audio_length=audio.shape[1],
-        file_id=zlib.crc32(codes.astype("<i8").tobytes()),
+        audio_length=audio_length,
     )
-    for chunk, scale, (start, stop) in zip(codes, coded.audio_scales, model.config.chunk_spans(audio.shape[1])):
-        writer.write(chunk[:, : model.config.num_frames(stop - start)], None if scale is None else scale.item())
-    writer.close(audio.shape[1])
+    samples = 0
+
+    def counted() -> Iterator[torch.Tensor | np.ndarray]:
+        nonlocal samples
+        for block in blocks:
+            samples += block.shape[1]
+            yield block
+
+    for codes, scale in encode_blocks(model, counted(), num_quantizers):
+        writer.write(codes.cpu().numpy(), scale)
+    writer.close(samples)
 
 
 def decompress(
@@ -106,6 +142,14 @@ def decompress(
 
 
 def decompress_from_file(
+    file: BinaryIO, model: EncodecModel | None = None, lm: EncodecLM | None = None, **options
+) -> tuple[torch.Tensor, int]:
+    """Audio (channels, T) and its sampling rate of one `.ecdc` file; see `decompress_blocks`."""
+    blocks, rate = decompress_blocks(file, model, lm, **options)
+    return torch.cat(list(blocks), dim=1), rate
+
+
+def decompress_blocks(
     file: BinaryIO,
     model: EncodecModel | None = None,
     lm: EncodecLM | None = None,
@@ -114,8 +158,10 @@ def decompress_from_file(
     conceal: Literal["silence", "repeat"] = "silence",
     other_decoder: bool = False,
     on_damage: Callable[[Damage], None] | None = None,
-) -> tuple[torch.Tensor, int]:
-    """Decode one `.ecdc` file of either version: audio (channels, T) and its sampling rate.
+) -> tuple[Iterator[torch.Tensor], int]:
+    """Decode one `.ecdc` file of either version: blocks of audio (channels, T), and their sampling rate.
+
+    The file is read, and its damage told, before the first block; of its signal only the codes are then in memory.
 
     Args:
         file: binary, open for reading; it need not be seekable.
@@ -136,22 +182,14 @@ def decompress_from_file(
     if model is None:
         model = EncodecModel.from_pretrained(checkpoint_for(header.model_name)).eval()
     if isinstance(header, EcdcHeader):
-        codes, scales = read_original(file, header, model, lm)
-        audio = _decode(model, codes, scales, header.audio_length)
+        joined = JoinedCodes(read_original(file, header, model, lm), [], header.audio_length)
     else:
         if lm is None and header.lm_name is not None:
             lm = EncodecLM.from_pretrained(lm_checkpoint_for(header.lm_name)).eval()
         items = EcdcReader(file, header).read(model, lm, together=MOST_ROWS, other_decoder=other_decoder)
         report = on_damage or functools.partial(_log_damage, sampling_rate=header.sampling_rate)
         joined = join_segments(items, header, model.config, strict=strict, on_damage=report)
-        chunks = stack_chunks([torch.from_numpy(chunk)[None] for chunk in joined.chunks], [len(joined.chunks)])
-        scales = [torch.tensor([[scale]]) for scale in joined.scales] or [None]
-        audio = _decode(model, chunks, scales, joined.audio_length)
-        if conceal == "silence":
-            audio = silence(audio, joined, header.sampling_rate)
-    if not torch.isfinite(audio).all():
-        raise EcdcError("the file decodes to samples that are not finite: it is damaged, or made with other weights")
-    return audio, model.config.sampling_rate
+    return _decoded(model, joined, conceal == "silence"), model.config.sampling_rate
 
 
 def read_any_header(file: BinaryIO) -> tuple[EcdcHeader | Header, BinaryIO]:
@@ -169,9 +207,19 @@ def name_of(model: EncodecModel | EncodecLM) -> str:
     return parts[-1] if parts else "unnamed"
 
 
-def _decode(model: EncodecModel, codes: torch.Tensor, scales: list, length: int) -> torch.Tensor:
-    with torch.no_grad():
-        return model.decode(codes, scales, audio_lengths=torch.tensor([length])).audio_values[0]
+def _decoded(model: EncodecModel, joined: JoinedCodes, silent: bool) -> Iterator[torch.Tensor]:
+    start = 0
+    for block in decode_blocks(model, joined.pieces):
+        block = block[:, : joined.audio_length - start]
+        if not torch.isfinite(block).all():
+            raise EcdcError(
+                "the file decodes to samples that are not finite: it is damaged, or made with other weights"
+            )
+        if silent:
+            block = silence(block, start, joined.concealed, model.config.sampling_rate)
+        if block.shape[1]:
+            yield block
+        start += block.shape[1]
 
 
 def _log_damage(damage: Damage, sampling_rate: int) -> None:

@@ -20,11 +20,10 @@ FADE_SECONDS = 0.005
 
 @dataclass(frozen=True)
 class JoinedCodes:
-    """A whole signal's codes: of each chunk (K, F), one for models without chunks; its scales; the spans that are not
-    its own, in samples."""
+    """A whole signal's codes (K, F) in pieces, each a chunk of a model with chunks, with their scales; the spans that
+    are not its own, in samples."""
 
-    chunks: list[np.ndarray]
-    scales: list[float]
+    pieces: list[tuple[np.ndarray, float | None]]
     concealed: list[tuple[int, int]]
     audio_length: int
 
@@ -59,7 +58,7 @@ def join_segments(
         elif isinstance(item, End):
             length = item.audio_length
         else:
-            found[item.index] = item
+            found[item.index] = replace(item, codes=item.codes.astype(np.uint16))  # a quarter: it may be hours
     if length == 0:
         raise EcdcError("the file holds no audio")
     if length is None and found:  # the end is missing: what there is is all there is
@@ -93,21 +92,19 @@ def _length_to_here(last: DecodedSegment, header: Header, config: EncodecConfig)
     return min(length, start + header.samples_per_segment)
 
 
-def silence(audio: torch.Tensor, joined: JoinedCodes, sampling_rate: int) -> torch.Tensor:
-    """Audio (channels, T) with silence where it was concealed, faded at both ends."""
-    fade = max(1, int(FADE_SECONDS * sampling_rate))
-    gain = torch.ones(audio.shape[1], device=audio.device)
-    for start, end in joined.concealed:
-        gain[start:end] = 0
-        before, after = gain[max(0, start - fade) : start], gain[end : end + fade]
-        ramp = torch.arange(1, fade + 1, device=audio.device) / (fade + 1)
-        before.copy_(torch.minimum(before, ramp.flip(0)[fade - len(before) :]))
-        after.copy_(torch.minimum(after, ramp[: len(after)]))
-    return audio * gain
+def silence(block: torch.Tensor, start: int, concealed: list[tuple[int, int]], sampling_rate: int) -> torch.Tensor:
+    """A block (channels, T) of a signal, from sample `start` on, with silence where it was concealed, and fades."""
+    fade, stop = max(1, int(FADE_SECONDS * sampling_rate)), start + block.shape[1]
+    time = torch.arange(start, stop, device=block.device)
+    for first, end in concealed:
+        if start - fade < end and first < stop + fade:
+            distance = torch.maximum(first - time, time - end + 1)  # samples from the gap, 0 and less within
+            block = block * (distance / (fade + 1)).clamp(0, 1)
+    return block
 
 
 def _join(found: dict[int, DecodedSegment], header: Header, config: EncodecConfig, length: int) -> JoinedCodes:
-    chunks, scales, concealed = [], [], []
+    pieces, concealed = [], []
     for index in range(header.segments_in(length)):
         frames = segment_frames(config, header, index, length)
         segment = found.get(index)
@@ -116,11 +113,9 @@ def _join(found: dict[int, DecodedSegment], header: Header, config: EncodecConfi
             near = found[max((n for n in found if n < index), default=min(found))]
             codes = np.take(near.codes, np.arange(sum(frames)) % near.codes.shape[1], axis=1)
             segment = DecodedSegment(index, codes, tuple(np.resize(near.scales, len(frames))) if near.scales else ())
-        chunks += np.split(segment.codes, np.cumsum(frames)[:-1], axis=1)
-        scales += segment.scales
-    if config.chunk_length is None:  # one chunk, and one scale if any, which every segment has
-        chunks, scales = [np.concatenate(chunks, axis=1)], scales[:1]
-    return JoinedCodes(chunks, scales, concealed, length)
+        chunks = np.split(segment.codes, np.cumsum(frames)[:-1], axis=1)
+        pieces += zip(chunks, segment.scales or [None] * len(chunks))
+    return JoinedCodes(pieces, concealed, length)
 
 
 def _span(header: Header, index: int, length: int) -> tuple[int, int]:

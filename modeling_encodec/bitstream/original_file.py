@@ -8,9 +8,8 @@ checksums.
 import logging
 from typing import BinaryIO
 
-import torch
+import numpy as np
 
-from modeling_encodec.batching_encodec import stack_chunks
 from modeling_encodec.bitstream.ecdc import (
     EcdcError,
     EcdcHeader,
@@ -57,8 +56,8 @@ def write_original(
 
 def read_original(
     file: BinaryIO, header: EcdcHeader, model: EncodecModel, lm: EncodecLM | None = None
-) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    """All segments after the header, as `audio_codes` (N, 1, K, F) and `audio_scales` for `model.decode`.
+) -> list[tuple[np.ndarray, float | None]]:
+    """Codes (K, F) and scale, if the model normalises, of all chunks after the header.
 
     Raises:
         EcdcError: if the file is damaged, was made with other codebooks, or needs a language model.
@@ -74,16 +73,16 @@ def read_original(
         )
     if header.uses_lm:
         logger.warning(WARNING)
-    chunks, scales = [], []
+    chunks = []
     for start, stop in config.chunk_spans(header.audio_length):
         frames = config.num_frames(stop - start)
-        scales.append(torch.tensor([[read_scale(file)]]) if config.normalize else None)
+        scale = read_scale(file) if config.normalize else None
         if header.uses_lm:
             codes = decode_segment(lm, file, header.num_codebooks, frames)
         else:
             codes = read_segment(file, header.num_codebooks, frames, config.codebook_nbits)
         if codes.max() >= config.codebook_size:
             raise EcdcError(f"a code is {codes.max()}, allowed: 0 to {config.codebook_size - 1}")
-        chunks.append(torch.from_numpy(codes)[None])
+        chunks.append((codes, scale))
     read_end(file)
-    return stack_chunks(chunks, [len(chunks)]), scales
+    return chunks
