@@ -1,13 +1,14 @@
-"""The command line: `modeling-encodec encode | decode | info | demo | train | train-lm`.
+"""The command line: `modeling-encodec encode | decode | info | export | demo | train | train-lm`.
 
 A user's error is one line on stderr and exit code 2. What takes long to import is imported inside the commands.
 """
 
 import contextlib
-import io
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -39,6 +40,10 @@ LMModel = Annotated[
     str | None, typer.Option("--lm-model", help="Language model: folder or Hub id (default: the bundled one).")
 ]
 Device = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1 ...")]
+Stream = Annotated[bool, typer.Option("--stream", help="Live, in a pipe: raw 16-bit PCM at the model's rate, '- -'.")]
+Mode = Annotated[
+    str, typer.Option("--mode", help="Of a stream: exact (as a file), low_latency (no wait at its beginning).")
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that exist.")]
 
 
@@ -54,14 +59,21 @@ def encode(
     original: Annotated[
         bool, typer.Option("--original", help="Write version 0, which the encodec package reads.")
     ] = False,
+    segment: Annotated[
+        float | None, typer.Option("--segment", help="Seconds that are checked as one (default: 10; streams: 0.1).")
+    ] = None,
+    stream: Stream = False,
+    mode: Mode = "exact",
     device: Device = "cpu",
     force: Force = False,
 ) -> None:
     """Audio files to .ecdc files. Several files, or a folder, go into a folder."""
-    from modeling_encodec.bitstream.compression import compress_to_file
+    from modeling_encodec.bitstream.codes_file import SEGMENT_SECONDS
+    from modeling_encodec.bitstream.compression import compress_blocks, compress_to_file, name_of
     from modeling_encodec.checkpoints import bundled_checkpoint, bundled_lm_checkpoint
-    from modeling_encodec.processors.audio import AUDIO_SUFFIXES, read_audio
+    from modeling_encodec.processors.audio import AUDIO_SUFFIXES, AudioReader, read_audio
 
+    _check_stream(stream, paths, mode, original=original)
     jobs = _plan(paths, AUDIO_SUFFIXES, SUFFIX, force)
     codec = _load(model or str(bundled_checkpoint()), device)
     language_model = None
@@ -73,11 +85,34 @@ def encode(
     elif bandwidth not in bandwidths:
         raise ValueError(f"bandwidth is {bandwidth:g} kbps, allowed: {', '.join(f'{b:g}' for b in bandwidths)}")
 
+    sounds_like = codec.config.sampling_rate, codec.config.audio_channels
+    if stream:
+        from modeling_encodec.live import SEGMENT_SECONDS, encode_live
+
+        encode_live(
+            codec,
+            sys.stdin.buffer,
+            sys.stdout.buffer,
+            num_quantizers=codec.config.num_quantizers_for_bandwidth(bandwidth),
+            model_name=name_of(codec),
+            mode=mode,
+            lm=language_model,
+            lm_name=language_model and name_of(language_model),
+            segment_seconds=segment or SEGMENT_SECONDS,
+        )
+        return
+
     def job(source: str, target: str) -> None:
         with _open_source(source) as file:
-            audio, _ = read_audio(file, codec.config.sampling_rate, codec.config.audio_channels)
-        with _open_target(target) as file:
-            compress_to_file(codec, audio, file, bandwidth, language_model, version=0 if original else 1)
+            if original:  # its header says the length first
+                audio, _ = read_audio(file, *sounds_like)
+                with _open_target(target) as coded:
+                    compress_to_file(codec, audio, coded, bandwidth, language_model, version=0)
+                return
+            with AudioReader(file, *sounds_like) as audio, _open_target(target) as coded:
+                blocks = _progress(audio, audio.seconds, codec.config.sampling_rate, source)
+                seconds = segment or SEGMENT_SECONDS
+                compress_blocks(codec, blocks, coded, bandwidth, language_model, segment_seconds=seconds)
 
     _run(job, jobs, "encode")
 
@@ -94,13 +129,16 @@ def decode(
     ] = False,
     device: Device = "cpu",
     rescale: Annotated[bool, typer.Option("--rescale", "-r", help="Scale down audio that would clip.")] = False,
+    stream: Stream = False,
+    mode: Mode = "exact",
     force: Force = False,
 ) -> None:
     """.ecdc files to audio files (.wav, .flac, .ogg, .mp3 by the target's name). The file names its model."""
-    from modeling_encodec.bitstream.compression import decompress_from_file, read_any_header
+    from modeling_encodec.bitstream.compression import decompress_blocks, read_any_header
     from modeling_encodec.checkpoints import checkpoint_for, lm_checkpoint_for
-    from modeling_encodec.processors.audio import write_audio
+    from modeling_encodec.processors.audio import write_audio_blocks
 
+    _check_stream(stream, paths, mode, rescale=rescale, strict=strict)
     jobs = _plan(paths, (SUFFIX,), ".wav", force)
     loaded = {}
 
@@ -109,18 +147,36 @@ def decode(
             loaded[name, kind] = _load(name, device, kind)
         return loaded[name, kind]
 
+    def models(header):
+        codec = load(model or checkpoint_for(header.model_name), "EncodecModel")
+        coded_with = lm_model
+        if coded_with is None and getattr(header, "lm_name", None) is not None:
+            coded_with = lm_checkpoint_for(header.lm_name)
+        return codec, load(coded_with, "EncodecLM") if coded_with else None
+
+    if stream:
+        from modeling_encodec.live import decode_live
+
+        decode_live(
+            models,
+            sys.stdin.buffer,
+            sys.stdout.buffer,
+            mode=mode,
+            conceal=conceal,
+            other_decoder=other_decoder,
+            on_damage=lambda damage, rate: _say(f"concealed: {damage.describe(rate)}"),
+        )
+        return
+
     def job(source: str, target: str) -> None:
         with _open_source(source) as file:
             header, _ = _peek(file, read_any_header)
-            codec = load(model or checkpoint_for(header.model_name), "EncodecModel")
-            coded_with = lm_model
-            if coded_with is None and getattr(header, "lm_name", None) is not None:
-                coded_with = lm_checkpoint_for(header.lm_name)
+            codec, language_model = models(header)
             damages = []
-            audio, rate = decompress_from_file(
+            blocks, rate = decompress_blocks(
                 file,
                 codec,
-                load(coded_with, "EncodecLM") if coded_with else None,
+                language_model,
                 strict=strict,
                 conceal=conceal,
                 other_decoder=other_decoder,
@@ -128,12 +184,12 @@ def decode(
             )
         for damage in damages:
             _say(f"{source}: concealed: {damage.describe(rate)}")
-        audio = audio.float().cpu().numpy()
+        blocks = _progress((block.float().cpu().numpy() for block in blocks), None, rate, source)
         if target == STREAM:
             with _open_target(target) as file:
-                clipping = write_audio(file, audio, rate, rescale=rescale)
+                clipping = write_audio_blocks(file, blocks, rate, rescale=rescale)
         else:
-            clipping = write_audio(target, audio, rate, rescale=rescale)
+            clipping = write_audio_blocks(target, blocks, rate, rescale=rescale)
         if clipping and not clipping.rescaled:
             _say(f"{target}: {clipping.samples} samples clipped (peak {clipping.peak:.2f}); --rescale avoids it")
 
@@ -153,6 +209,30 @@ def info(
         with open(name, "rb") as file:
             lines = describe(file, Path(name).stat().st_size, model)
         typer.echo("\n".join([name, *(f"  {key:14} {value}" for key, value in lines.items())]))
+
+
+@app.command()
+def export(
+    form: Annotated[str, typer.Argument(metavar="FORM", help="onnx.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the files.")],
+    model: Model = None,
+    bandwidth: Annotated[
+        float | None, typer.Option("--bandwidth", "-b", help="kbps of the encoder (default: all codebooks).")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """The codec as ONNX: encoder, decoder, and one streaming step of each."""
+    from modeling_encodec.checkpoints import bundled_checkpoint
+    from modeling_encodec.export import export_onnx
+
+    if form != "onnx":
+        raise ValueError(f"form is {form!r}, allowed: onnx")
+    if folder.exists() and not force:
+        raise FileExistsError(f"{folder} exists; --force writes into it all the same")
+    codec = _load(model or str(bundled_checkpoint()), "cpu")
+    count = None if bandwidth is None else codec.resolve_quantizers(bandwidth, None)
+    for path in export_onnx(codec, folder, count):
+        typer.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command()
@@ -321,8 +401,10 @@ def _open_source(source: str) -> Iterator[BinaryIO]:
         with open(source, "rb") as file:
             yield file
         return
-    # Audio files are read with seeks, which a pipe has not.
-    yield io.BytesIO(sys.stdin.buffer.read())
+    with tempfile.TemporaryFile() as file:  # audio files are read with seeks, which a pipe has not
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.seek(0)
+        yield file
 
 
 @contextlib.contextmanager
@@ -330,13 +412,41 @@ def _open_target(target: str) -> Iterator[BinaryIO]:
     from modeling_encodec.atomic import atomic_path
 
     if target == STREAM:
-        buffer = io.BytesIO()
-        yield buffer
-        sys.stdout.buffer.write(buffer.getvalue())
+        with tempfile.TemporaryFile() as file:
+            yield file
+            file.seek(0)
+            shutil.copyfileobj(file, sys.stdout.buffer)
         sys.stdout.buffer.flush()
         return
     with atomic_path(target) as temporary, open(temporary, "wb") as file:
         yield file
+
+
+def _check_stream(stream: bool, paths: list[str], mode: str, **of_files: bool) -> None:
+    """Refuse what streams and files have not in common."""
+    if not stream:
+        if mode != "exact":
+            raise ValueError(f"mode is {mode!r}, allowed: 'exact', but with --stream")
+        return
+    if paths != [STREAM, STREAM]:
+        raise ValueError(f"--stream goes from pipe to pipe, '- -', not {' '.join(paths)}")
+    given = [f"--{name}" for name, value in of_files.items() if value]
+    if given:
+        raise ValueError(f"{given[0]} goes with files, not with --stream")
+
+
+def _progress(blocks: Iterable, seconds: float | None, rate: int, name: str) -> Iterator:
+    """The blocks (channels, T), with a bar in seconds of audio on a terminal."""
+    from tqdm import tqdm
+
+    form = "{l_bar}{bar}| {n:.0f}/{total_fmt} s [{elapsed}<{remaining}]" if seconds else None
+    off = not sys.stderr.isatty()
+    with tqdm(
+        total=seconds and round(seconds, 1), desc=name, unit="s", leave=False, bar_format=form, disable=off
+    ) as bar:
+        for block in blocks:
+            yield block
+            bar.update(block.shape[1] / rate)
 
 
 def _peek(file: BinaryIO, read: Callable):

@@ -59,7 +59,7 @@ class EncodecPreTrainedModel(PreTrainedAudioTokenizerBase):
                 init.kaiming_normal_(module.weight)
             bound = 1 / math.sqrt(module.in_channels * module.kernel_size[0])
             init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.LSTM):
+        elif isinstance(module, nn.RNNBase):
             for parameter in module.parameters():
                 init.uniform_(parameter, -1 / math.sqrt(module.hidden_size), 1 / math.sqrt(module.hidden_size))
         elif isinstance(module, EncodecEuclideanCodebook):

@@ -16,7 +16,7 @@ GroupNorm looks at its own samples, so that a row gives what it gives alone. Pas
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -25,6 +25,53 @@ from .configuration_encodec import EncodecConfig
 
 # Weights of more numbers than this are multiplied as one matrix.
 LARGE_WEIGHT = 1 << 20
+
+
+def _lstm(x: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """What `nn.LSTM` does with a (T, B, C) sequence."""
+    return torch.lstm(x, (hidden, cell), weights, True, len(weights) // 4, 0.0, torch.is_grad_enabled(), False, False)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int) -> Tensor:
+    """`F.conv2d` of (B, C, 1, T) along time."""
+    if dilation == 1 and (x.shape[1] == 1 or weight.numel() > LARGE_WEIGHT):
+        # One input channel leaves the layout ambiguous and `conv2d` slow, and so do weights that overflow a cache.
+        windows = x.permute(0, 2, 3, 1).unfold(2, weight.shape[3], stride).transpose(3, 4)
+        weight = weight.permute(0, 2, 3, 1).flatten(1)  # (C', window * C)
+        return F.linear(windows.flatten(3), weight, bias).permute(0, 3, 1, 2)
+    return F.conv2d(x, weight, bias, stride=(1, stride), dilation=(1, dilation))
+
+
+# Compilers are shown one operator each. They would unroll an LSTM over time, for one length alone, and compile anew
+# whenever a convolution's input passes a size at which PyTorch changes kernels. This file may be imported twice in one
+# process, as part of the package and as a checkpoint's remote code: the operators are the first's.
+if not hasattr(torch.ops.modeling_encodec, "lstm"):
+
+    @torch.library.custom_op("modeling_encodec::lstm", mutates_args=())
+    def _lstm_operator(
+        x: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _lstm(x, hidden, cell, weights)
+
+    @_lstm_operator.register_fake
+    def _(x, hidden, cell, weights):
+        return x.new_empty(x.shape), hidden.new_empty(hidden.shape), cell.new_empty(cell.shape)
+
+    @torch.library.custom_op("modeling_encodec::convolve", mutates_args=())
+    def _convolve_operator(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int) -> Tensor:
+        return _convolve(x, weight, bias, stride, dilation).contiguous(memory_format=torch.channels_last)
+
+    @_convolve_operator.register_fake
+    def _(x, weight, bias, stride, dilation):
+        frames = (x.shape[3] - (weight.shape[3] - 1) * dilation - 1) // stride + 1
+        return x.new_empty(x.shape[0], len(weight), 1, frames).contiguous(memory_format=torch.channels_last)
+
+
+def _operator(name: str):
+    """`lstm` or `convolve`, as one operator where a compiler looks on and no gradient is wanted (they have none)."""
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        return getattr(torch.ops.modeling_encodec, name)
+    return _lstm if name == "lstm" else _convolve
 
 
 class FoldedConv(nn.Module):
@@ -48,8 +95,8 @@ class FoldedConv(nn.Module):
         raise NotImplementedError  # each kind of convolution has its own
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias for `F.conv2d`, folded if no gradient is wanted."""
-        if torch.is_grad_enabled():
+        """Weight and bias for `F.conv2d`, folded if no gradient is wanted; compilers do that themselves."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.arrange(self.conv.weight, self.conv.bias)
         parameters = list(self.conv.parameters())
         if any(parameter.is_inference() for parameter in parameters):  # they keep no version
@@ -124,13 +171,7 @@ class EncodecConv1d(FoldedConv):
         weight, bias = self.weights()
         if buffer.shape[3] < self.window:  # at a signal's end there may be nothing left to do
             return buffer.new_zeros(buffer.shape[0], len(bias), 1, 0)
-        if self.dilation == 1 and (buffer.shape[1] == 1 or weight.numel() > LARGE_WEIGHT):
-            # One input channel leaves the layout ambiguous and `conv2d` slow, and so do weights that overflow a cache.
-            windows = buffer.permute(0, 2, 3, 1).unfold(2, self.window, self.stride).transpose(3, 4)
-            weight = weight.permute(0, 2, 3, 1).flatten(1)  # (C', window * C)
-            y = F.linear(windows.flatten(3), weight, bias).permute(0, 3, 1, 2)
-        else:
-            y = F.conv2d(buffer, weight, bias, stride=(1, self.stride), dilation=(1, self.dilation))
+        y = _operator("convolve")(buffer, weight, bias, self.stride, self.dilation)
         return self.normalise(y, None if lengths is None else self.output_lengths(lengths))
 
     def rest(self, buffer, y, first: bool):
@@ -189,7 +230,7 @@ class EncodecConvTranspose1d(FoldedConv):
         weight, bias = self.weights()
         if buffer.shape[3] < self.window:
             return x.new_zeros(x.shape[0], self.out_channels, 1, 0), before
-        y = F.conv2d(buffer, weight, bias).permute(0, 2, 3, 1)  # (B, 1, T, stride * C')
+        y = _operator("convolve")(buffer, weight, bias, 1, 1).permute(0, 2, 3, 1)  # (B, 1, T, stride * C')
         y = y.reshape(y.shape[0], 1, -1, self.out_channels).permute(0, 3, 1, 2)
         y = self.normalise(y, None if lengths is None else (lengths + 1) * self.stride)
         if state is None:
@@ -220,15 +261,18 @@ class EncodecLSTM(nn.Module):
 
     def __init__(self, config: EncodecConfig, dim: int):
         super().__init__()
-        self.lstm = nn.LSTM(dim, dim, config.num_lstm_layers)
+        # `nn.LSTM` without its `forward`: compilers refuse even to look at an `nn.LSTM`.
+        self.lstm = nn.RNNBase("LSTM", dim, dim, config.num_lstm_layers)
 
     def step(self, x, state=None, end=True, lengths=None):
         """(B, C, 1, T) and hidden and cell, (B, 2, layers, C) -> the same."""
         if x.shape[3] == 0:
             return x, state
         sequence = x.squeeze(2).permute(2, 0, 1)  # (T, B, C)
-        state = None if state is None else tuple(part.contiguous() for part in state.permute(1, 2, 0, 3))
-        y, state = self.lstm(sequence, state)
+        if state is None:
+            state = x.new_zeros(x.shape[0], 2, self.lstm.num_layers, self.lstm.hidden_size)
+        state = [part.contiguous() for part in state.permute(1, 2, 0, 3)]
+        y, *state = _operator("lstm")(sequence, *state, list(self.lstm.parameters()))
         y = (y + sequence).permute(1, 2, 0).unsqueeze(2)
         state = None if end else torch.stack(state).permute(2, 0, 1, 3).contiguous()
         return y.contiguous(memory_format=torch.channels_last), state
@@ -332,7 +376,18 @@ class _Seanet(nn.Module):
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """(B, C, T) whole signals, of `lengths` (B,) where rows end early -> (B, C', T')."""
+        if torch.compiler.is_compiling() and lengths is None:
+            return self._forward_any_length(x)
         return self.step(x, lengths=lengths)[0]
+
+    def _forward_any_length(self, x: torch.Tensor) -> torch.Tensor:
+        """The same as one graph for all lengths: whole frames, at least two since compilers treat a size of 1 apart,
+        and `lengths` to tell what is signal, for which no layer branches on a length."""
+        length = x.shape[2]
+        frames = torch.sym_max((length + self.hop - 1) // self.hop, 2)
+        lengths = torch.full((x.shape[0],), length, device=x.device)
+        y, _ = self.step(F.pad(x, (0, frames * self.hop - length)), lengths=lengths)
+        return y[..., : self.output_lengths(length)]
 
     def step(
         self, x: torch.Tensor, state: tuple | None = None, end: bool = True, lengths=None, block: int | None = None
@@ -453,7 +508,7 @@ def _pad_rows(x: torch.Tensor, lengths: torch.Tensor, left: int, right: int, str
     """`_pad` for rows of different `lengths`: each as if alone, with the extra samples that fill its last window."""
     length = x.shape[3]
     ends = lengths[:, None]
-    source = torch.arange(-left, length + right + -length % stride, device=x.device).expand(len(lengths), -1)
+    source = torch.arange(-left, length + right + -length % stride, device=x.device).expand(lengths.shape[0], -1)
     if mode == "reflect":
         # Mirrored at both ends; the right mirror of a row too short for that stands where appended zeros would end.
         mirror = torch.maximum(ends - 1, (right + -ends % stride).clamp(min=left))

@@ -318,16 +318,20 @@ def encode_blocks(
         yield coded.audio_codes[0, 0], coded.audio_scales[0].item() if model.config.normalize else None
         return
     encoder = StreamingEncoder(model, num_quantizers=num_quantizers)
-    full, stride = model.config.chunk_length, model.config.chunk_stride
-    length = stride or model.block_frames * model.config.hop_length
+    length = model.config.chunk_stride or model.block_frames * model.config.hop_length
     for block, last in _cut(blocks, length):
-        codes = (encoder.finish if last else encoder.push)(block[None])[0]
-        if full is None:
-            yield codes, None
-            continue
-        scales = encoder.scales[0].tolist()
-        for scale, (start, frames) in zip(scales, split_chunks(model.config, len(scales), codes.shape[1])):
-            yield codes[:, start : start + frames], scale
+        yield from signal_pieces(encoder, (encoder.finish if last else encoder.push)(block[None]))
+
+
+def signal_pieces(encoder: StreamingEncoder, codes: torch.Tensor) -> Iterator[tuple[torch.Tensor, float | None]]:
+    """The codes (1, K, F) that `encoder` has just given out, of one signal: of a model with chunks each chunk's, with
+    its scale."""
+    if encoder.scales is None:
+        yield codes[0], None
+        return
+    scales = encoder.scales[0].tolist()
+    for scale, (start, frames) in zip(scales, split_chunks(encoder.model.config, len(scales), codes.shape[2])):
+        yield codes[0, :, start : start + frames], scale
 
 
 def decode_blocks(model: EncodecModel, pieces: Iterable[tuple[torch.Tensor, float | None]]) -> Iterator[torch.Tensor]:

@@ -67,7 +67,8 @@ class AudioReader:
             FileNotFoundError: if there is no such file.
             ValueError: if it is no audio; while reading, if it is empty, or holds samples that are not finite.
         """
-        self.name = getattr(source, "name", "the input") if hasattr(source, "read") else os.fspath(source)
+        given = getattr(source, "name", None) if hasattr(source, "read") else os.fspath(source)
+        self.name = given if isinstance(given, str) else "the input"
         if not hasattr(source, "read") and not Path(self.name).is_file():
             raise FileNotFoundError(f"{self.name}: no such file")
         try:

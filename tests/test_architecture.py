@@ -68,6 +68,8 @@ LAYERS = {
     "training.run": 5,
     "training.trainer": 6,
     "training.lm_trainer": 6,
+    "export": 3,
+    "live": 8,
     "cli": 9,
     "__main__": 10,
 }

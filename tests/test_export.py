@@ -1,0 +1,99 @@
+"""Compiled, exported and ONNX forms of the codec give what it gives."""
+
+import importlib.util
+
+import pytest
+import torch
+from conftest import noise
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from modeling_encodec.export import Decoder, Encoder, export_onnx
+
+
+needs_onnx = pytest.mark.skipif(not importlib.util.find_spec("onnxruntime"), reason="onnxruntime is not at hand")
+PRESETS = ["24khz", "48khz", "32khz"]
+
+
+def coders(model):
+    count = model.config.num_quantizers
+    return Encoder(model, count).eval(), Decoder(model).eval()
+
+
+def make_codes(model, batch: int, frames: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(frames)
+    shape = batch, model.config.num_quantizers, frames
+    return torch.randint(0, model.config.codebook_size, shape, generator=generator)
+
+
+def make_audio(model, batch: int, samples: int) -> torch.Tensor:
+    return noise(batch, model.config.audio_channels, samples, seed=samples)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@torch.no_grad()
+def test_one_graph_serves_all_lengths(small_models, name):
+    model = small_models[name]
+    hop = model.config.hop_length
+    lengths = [*range(3 * hop + 5, 40 * hop, 797)][:44] + [hop, hop - 1, hop + 1, 2 * hop, 2, 1]
+    frames = [*range(1, 51)][::-1]
+    for coder, inputs in zip(
+        coders(model),
+        ([make_audio(model, 1, n) for n in lengths], [make_codes(model, 1, n) for n in frames]),
+    ):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(coder, fullgraph=True, dynamic=True, backend=counter)
+        for given in inputs:
+            torch.testing.assert_close(compiled(given)[0], coder(given)[0], atol=1e-5, rtol=0)
+        assert counter.frame_count <= 3
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@torch.no_grad()
+def test_exported_program(small_models, name):
+    model = small_models[name]
+    hop, any_size = model.config.hop_length, torch.export.Dim.DYNAMIC
+    encoder, decoder = coders(model)
+    for coder, make, lengths in (
+        (encoder, make_audio, (10 * hop + 7, 2 * hop, hop + 1, 5 * hop - 3)),
+        (decoder, make_codes, (11, 2, 30)),
+    ):
+        shapes = ({0: any_size, 2: any_size},)
+        program = torch.export.export(coder, (make(model, 2, lengths[0]),), dynamic_shapes=shapes).module()
+        for batch, length in zip((1, 2, 3, 1), lengths):
+            given = make(model, batch, length)
+            torch.testing.assert_close(program(given)[0], coder(given)[0], atol=1e-5, rtol=0)
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", PRESETS)
+@torch.no_grad()
+def test_onnx(small_models, tmp_path, name):
+    import onnxruntime
+
+    model = small_models[name]
+    hop = model.config.hop_length
+    sessions = {path.stem: onnxruntime.InferenceSession(path) for path in export_onnx(model, tmp_path)}
+    encoder, decoder = coders(model)
+    for batch, length in ((1, 1), (2, 3 * hop), (1, 5 * hop + 7)):
+        audio = make_audio(model, batch, length)
+        codes = torch.from_numpy(sessions["encoder"].run(None, {"audio": audio.numpy()})[0])
+        assert torch.equal(codes, encoder(audio)[0])
+    for batch, frames in ((1, 1), (2, 3), (1, 17)):
+        codes = make_codes(model, batch, frames)
+        audio = torch.from_numpy(sessions["decoder"].run(None, {"codes": codes.numpy()})[0])
+        torch.testing.assert_close(audio, decoder(codes)[0], atol=1e-4, rtol=0)
+    assert ("encoder_step" in sessions) == (model.config.norm_type != "time_group_norm")
+    if "encoder_step" not in sessions:
+        return
+    for coder, kind, make in ((encoder, "encoder", make_audio), (decoder, "decoder", make_codes)):
+        net, session = coder.net, sessions[f"{kind}_step"]
+        signal = make(model, 3, net.start + 5 * net.hop)
+        first = signal[..., : net.start]
+        _, state = net.step(first if kind == "encoder" else model.quantizer.decode(first.transpose(0, 1)), end=False)
+        given = [part.numpy() for part in state]
+        for piece in signal[..., net.start :].split(net.hop, dim=2):
+            expected, *state = coder(piece, *state)
+            names = [slot.name for slot in session.get_inputs()]
+            output, *given = session.run(None, dict(zip(names, [piece.numpy(), *given])))
+            torch.testing.assert_close(torch.from_numpy(output), expected, atol=1e-4, rtol=0)
