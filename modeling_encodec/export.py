@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from modeling_encodec.layers_encodec import FoldedConv
 from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.seanet_encodec import FoldedConv
 
 
 OPSET = 18
@@ -68,7 +68,7 @@ def export_onnx(model: EncodecModel, folder: str | Path, num_quantizers: int | N
     model = copy.deepcopy(model).float().cpu().eval()
     for layer in model.modules():
         if isinstance(layer, FoldedConv):  # weight norm taken once, here (removing it would reach the original model)
-            layer.weights = partial(tuple, layer.weights())
+            layer.weights = partial(_kept, layer.weights(torch.float32))
     config = model.config
     count = num_quantizers or config.num_quantizers
     audio = torch.zeros(2, config.audio_channels, 3 * config.hop_length + 1)
@@ -84,6 +84,10 @@ def export_onnx(model: EncodecModel, folder: str | Path, num_quantizers: int | N
         frame = {"codes": codes[..., :1]}
         paths.append(_export(decoder, frame, "audio", folder / "decoder_step.onnx", model.decoder.quiet_state(2)))
     return paths
+
+
+def _kept(weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return weights
 
 
 def _export(module: nn.Module, inputs: dict[str, Tensor], output: str, path: Path, state: tuple = ()) -> Path:

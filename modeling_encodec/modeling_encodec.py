@@ -77,6 +77,7 @@ class EncodecModel(EncodecPreTrainedModel):
 
     def __init__(self, config: EncodecConfig):
         super().__init__(config)
+        self._precision = "exact"
         self.encoder = EncodecEncoder(config)
         self.decoder = EncodecDecoder(config)
         self.quantizer = EncodecResidualVectorQuantizer(config)
@@ -385,7 +386,27 @@ class EncodecModel(EncodecPreTrainedModel):
         return CPU_BLOCK_FRAMES if self.device.type == "cpu" else ACCELERATOR_BLOCK_FRAMES
 
     @property
-    def _computes_rows_together(self) -> bool:
+    def precision(self) -> str:
+        """`exact` computes in the parameters' own dtype, float32. `fast` computes encoder and decoder, not the code
+        search, in bfloat16 where the device has it: some codes become others, the README says how many. A setting of
+        this object alone, which is not saved."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: str) -> None:
+        if precision not in ("exact", "fast"):
+            raise ValueError(f"precision is {precision!r}, allowed: exact, fast")
+        self._precision = precision
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What encoder and decoder compute in where no gradient is wanted."""
+        fast = self.precision == "fast" and _has_bfloat16(self.device)
+        return torch.bfloat16 if fast else self.dtype
+
+    @property
+    def computes_rows_together(self) -> bool:
+        """Whether rows of a batch are computed at once: on accelerators."""
         return self.device.type != "cpu"
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
@@ -395,15 +416,16 @@ class EncodecModel(EncodecPreTrainedModel):
         """`net` on each (1, C, T) piece, as if alone. `prepare` makes its input of a piece's blocks, and `finish` what
         is returned of its output, so that no more than a block of either is kept."""
         prepare, finish = prepare or as_it_is, finish or as_it_is
-        if not self._computes_rows_together:
+        if not self.computes_rows_together:
             return [self._run_piece(net, piece, prepare, finish) for piece in pieces]
+        dtype = None if torch.is_grad_enabled() else self.compute_dtype
         outputs = [None] * len(pieces)
         for group in group_by_length([piece.shape[2] for piece in pieces], ACCELERATOR_BATCH_FRAMES * net.hop):
             if len(group) == 1:
                 outputs[group[0]] = self._run_piece(net, pieces[group[0]], prepare, finish)
             else:
                 batch = [pieces[index] for index in group]
-                for index, output in zip(group, _run_ragged(net, batch, prepare, finish)):
+                for index, output in zip(group, _run_ragged(net, batch, prepare, finish, dtype)):
                     outputs[index] = output
         return outputs
 
@@ -433,7 +455,9 @@ class EncodecModel(EncodecPreTrainedModel):
         for start, stop in split_blocks(piece.shape[2], size, first):
             block = piece[..., start:stop]
             last = end and stop == piece.shape[2]
-            output, state = net.step(prepare(block) if prepare else block, state, last, block=fine)
+            block = prepare(block) if prepare else block
+            dtype = None if torch.is_grad_enabled() else self.compute_dtype
+            output, state = net.step(block, state, last, block=fine, dtype=dtype)
             yield output, state
 
 
@@ -448,14 +472,23 @@ def as_it_is(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _run_ragged(net: nn.Module, pieces: list[torch.Tensor], prepare, finish) -> list[torch.Tensor]:
+def _run_ragged(net: nn.Module, pieces: list[torch.Tensor], prepare, finish, dtype) -> list[torch.Tensor]:
     """`net` on several pieces of different lengths in one batch."""
     lengths = torch.tensor([piece.shape[2] for piece in pieces], device=pieces[0].device)
     longest = int(lengths.max())
     batch = torch.cat([nn.functional.pad(piece, (0, longest - piece.shape[2])) for piece in pieces])
     equal = bool((lengths == longest).all())
-    output = finish(net(prepare(batch), None if equal else lengths))
+    output = finish(net.step(prepare(batch), lengths=None if equal else lengths, dtype=dtype)[0])
     return [row[None, :, :length] for row, length in zip(output, net.output_lengths(lengths).tolist())]
+
+
+@functools.cache
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products are faster than float32 ones there."""
+    if device.type == "cpu":
+        found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class StreamState:
         counts (`torch.LongTensor` of shape `(B,)`): how many of them there are, on the CPU.
         started (`torch.BoolTensor` of shape `(B,)`): whether the row's beginning is behind it, on the CPU.
         layers (tuple of `torch.Tensor`, each `(B, ...)`): what the layers keep; of a decoder with chunks, the weight
-            of each waiting sample and the first chunk's frames.
+            of each waiting sample, and the first and last chunk's frames.
     """
 
     waiting: torch.Tensor
@@ -101,8 +101,12 @@ class LayerSteps:
             torch.zeros(rows, self.channels, width, device=self.model.device),
             torch.zeros(rows, dtype=torch.int64),
             torch.full((rows,), self.begun),
-            self.net.quiet_state(rows),
+            self.net.quiet_state(rows, self.model.compute_dtype),
         )
+
+    def place(self, state: StreamState, row: int) -> tuple:
+        """Where a row stands: rows at one place can be computed together."""
+        return bool(state.started[row]), int(state.counts[row])
 
     def advance(self, state: StreamState, inputs: tuple, end: bool) -> tuple[tuple, StreamState]:
         """The next inputs of rows that stand at one place -> what can be made of them and those that waited."""
@@ -134,6 +138,10 @@ class ChunkEncoding:
         config = self.model.config
         waiting = torch.zeros(rows, config.audio_channels, config.chunk_length - 1, device=self.model.device)
         return StreamState(waiting, torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.bool), ())
+
+    def place(self, state: StreamState, row: int) -> int:
+        """Where a row stands: rows at one place can be computed together."""
+        return int(state.counts[row])
 
     def advance(self, state: StreamState, inputs: tuple, end: bool) -> tuple[tuple, StreamState]:
         """The next samples of rows that stand at one place -> codes and scales of the chunks that are full."""
@@ -169,8 +177,12 @@ class ChunkDecoding:
             torch.zeros(rows, config.audio_channels, width, device=device),
             torch.zeros(rows, dtype=torch.int64),
             torch.zeros(rows, dtype=torch.bool),
-            (torch.zeros(rows, 1, width, device=device), torch.zeros(rows, 1, dtype=torch.int64, device=device)),
+            (torch.zeros(rows, 1, width, device=device), torch.zeros(rows, 2, dtype=torch.int64, device=device)),
         )
+
+    def place(self, state: StreamState, row: int) -> tuple:
+        """Where a row stands: rows at one place can be computed together."""
+        return int(state.counts[row]), *state.layers[1][row].tolist()
 
     def advance(self, state: StreamState, inputs: tuple, end: bool) -> tuple[tuple, StreamState]:
         """The next whole chunks of rows that stand at one place -> the audio that no later chunk overlaps."""
@@ -179,7 +191,10 @@ class ChunkDecoding:
         pieces = [codes[row : row + 1, :, start : start + n] for row in range(len(codes)) for start, n in chunks]
         decoded = self.model.decode_pieces(pieces, scales.reshape(-1) if self.model.config.normalize else None)
         # All chunks are faded by the first one's triangle; only a signal that ends soon has a shorter one.
-        first = int(state.layers[1][0]) if state.started[0] or not chunks else chunks[0][1]
+        first, last = state.layers[1][0].tolist()
+        if chunks:
+            self._check_order(last, chunks[0][1])
+            first, last = first or chunks[0][1], chunks[-1][1]
         triangle = overlap_triangle(first * self.hop, codes.device)
         waiting, weight, length = state.waiting.clone(), state.layers[0].clone(), int(state.counts[0])
         outputs = [waiting[..., :0]]
@@ -203,8 +218,19 @@ class ChunkDecoding:
         audio = torch.cat(outputs, dim=2).to(self.model.dtype)
         if end:
             return (audio,), self.beginning(len(waiting))
-        counts, layers = torch.full_like(state.counts, length), (weight, torch.full_like(state.layers[1], first))
+        counts = torch.full_like(state.counts, length)
+        layers = weight, torch.tensor([[first, last]], device=weight.device).expand(len(weight), 2)
         return (audio,), StreamState(waiting, counts, state.started | bool(chunks), layers)
+
+    def _check_order(self, last: int, next_one: int) -> None:
+        """A chunk that is cut is followed, where another overlaps it, by one that the same end cuts."""
+        if not 0 < last < self.full:
+            return
+        ends = ((last - 1) * self.hop + 1, last * self.hop)
+        allowed = sorted({self.model.config.num_frames(end - self.stride) for end in ends if end > self.stride})
+        if next_one not in allowed:
+            given = f"a chunk of {next_one} frames follows one of {last}"
+            raise ValueError(f"{given}, allowed: {' or '.join(map(str, allowed)) or 'none, for that was the last'}")
 
 
 def split_chunks(config: EncodecConfig, chunks: int, frames: int) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 
 from modeling_encodec.batching_encodec import as_tensor
-from modeling_encodec.bitstream.fingerprints import model_fingerprint
+from modeling_encodec.bitstream.fingerprints import stream_fingerprint
 from modeling_encodec.modeling_encodec import EncodecModel, exact_float32
 from modeling_encodec.modeling_lm_encodec import NO_CODE
 from modeling_encodec.stream_steps import ChunkDecoding, ChunkEncoding, LayerSteps, StreamState, split_chunks
@@ -44,7 +44,7 @@ class _Stream:
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, allowed: a whole number of at least 1")
         self.model, self.batch_size, self.mode = model, batch_size, mode
-        self._about = {"kind": kind, "mode": mode, "model": model_fingerprint(model)}
+        self._kind = kind
 
     def _start(self, steps) -> None:
         self._steps = steps
@@ -62,12 +62,19 @@ class _Stream:
         for name in mine.keys() | given.keys():
             if given.get(name) != mine.get(name):
                 raise ValueError(f"state.{name} is {given.get(name)}, allowed: {mine.get(name)}, as this stream's")
+        most = state.waiting.shape[2]
+        if not ((state.counts >= 0) & (state.counts <= most)).all():
+            raise ValueError(f"state.counts are {state.counts.tolist()}, allowed: 0 to {most}")
         self._state = state.map(lambda tensor: tensor.to(self.model.device))
         self._state = replace(self._state, counts=state.counts.cpu(), started=state.started.cpu())
 
     def save(self, path: str | Path) -> None:
         """Write the state to a safetensors file, from which a stream of the same kind can `restore` it."""
-        self._state.save(path, self._about)
+        self._state.save(path, self._about())
+
+    def _about(self) -> dict[str, str]:
+        """What a state belongs to."""
+        return {"kind": self._kind, "mode": self.mode, "model": stream_fingerprint(self.model)}
 
     def restore(self, path: str | Path) -> None:
         """Go on from a saved state.
@@ -76,8 +83,8 @@ class _Stream:
             ValueError: if it is none, or that of another model, mode, direction or batch size.
         """
         state, about = StreamState.load(path)
-        if about != self._about:
-            raise ValueError(f"{path} is the state of {about}, allowed: {self._about}")
+        if about != (mine := self._about()):
+            raise ValueError(f"{path} is the state of {about}, allowed: {mine}")
         self.state = state
 
     def reset(self, rows: Iterable[int] | None = None) -> None:
@@ -100,8 +107,7 @@ class _Stream:
         """
         groups = {}
         for place, row in enumerate(rows):
-            together = self.model.device.type != "cpu"
-            stands = (bool(self._state.started[row]), int(self._state.counts[row])) if together else row
+            stands = self._steps.place(self._state, row) if self.model.computes_rows_together else row
             shapes = tuple(part.shape for part in pieces[place])
             groups.setdefault((stands, shapes), []).append(place)
         given, state = [None] * len(rows), self._state
@@ -189,14 +195,7 @@ class StreamingEncoder(_Stream):
         Raises:
             ValueError: for samples the model cannot take. The stream is then as before.
         """
-        samples = as_tensor("samples", samples)
-        if samples.shape[-1:] == (0,):
-            samples = samples.new_zeros(self.batch_size, self.model.config.audio_channels, 0).to(self.model.device)
-        else:
-            samples = self.model.check_audio(samples)
-        if len(samples) != self.batch_size:
-            raise ValueError(f"samples are of {len(samples)} rows, allowed: {self.batch_size}")
-        return self._encode(list(range(self.batch_size)), samples.float(), end=False)
+        return self._encode(list(range(self.batch_size)), self._check_samples(samples), end=False)
 
     def flush(self, rows: Iterable[int] | None = None) -> torch.Tensor:
         """End the signals of all rows, or of these: the codes (B, K, F) that are left; these rows then begin anew."""
@@ -206,8 +205,16 @@ class StreamingEncoder(_Stream):
 
     def finish(self, samples: torch.Tensor) -> torch.Tensor:
         """The last samples of all rows: `push` and `flush` in one, to the bit what `encode` does with the whole."""
+        return self._encode(list(range(self.batch_size)), self._check_samples(samples), end=True)
+
+    def _check_samples(self, samples: torch.Tensor) -> torch.Tensor:
+        samples = as_tensor("samples", samples)
+        if samples.shape[-1:] == (0,):
+            return torch.zeros(self.batch_size, self.model.config.audio_channels, 0, device=self.model.device)
         samples = self.model.check_audio(samples)
-        return self._encode(list(range(self.batch_size)), samples.float(), end=True)
+        if len(samples) != self.batch_size:
+            raise ValueError(f"samples are of {len(samples)} rows, allowed: {self.batch_size}")
+        return samples.float()
 
     def _encode(self, rows: list[int], samples: torch.Tensor, end: bool) -> torch.Tensor:
         given = self._advance(rows, [(samples[place : place + 1],) for place in range(len(rows))], end)
@@ -234,7 +241,8 @@ class StreamingDecoder(_Stream):
         super().__init__(model, batch_size, mode, "decoder")
         self.lengths = torch.zeros(batch_size, dtype=torch.int64)
         if model.config.chunk_length is None:
-            self._start(LayerSteps(model, model.decoder, mode, prepare=model.embed_checked))
+            finish = functools.partial(torch.Tensor.to, dtype=model.dtype)
+            self._start(LayerSteps(model, model.decoder, mode, prepare=model.embed_checked, finish=finish))
         else:
             self._start(ChunkDecoding(model))
 
@@ -267,20 +275,28 @@ class StreamingDecoder(_Stream):
 
     def _pieces(self, codes: torch.Tensor, scales: torch.Tensor | None) -> list[tuple]:
         """Each row's codes (1, K, F), without what does not count, and with scales (1, N) if there are any."""
-        codes = as_tensor("codes", codes).to(self.model.device)
-        if codes.dim() != 3 or codes.shape[0] != self.batch_size:
-            raise ValueError(f"codes have shape {tuple(codes.shape)}, allowed: ({self.batch_size}, codebooks, frames)")
-        if (self.model.config.chunk_length is not None) != (scales is not None):
+        config, codes = self.model.config, as_tensor("codes", codes).to(self.model.device)
+        shape = (self.batch_size, config.num_quantizers)
+        if codes.dim() != 3 or codes.shape[0] != shape[0] or not 1 <= codes.shape[1] <= shape[1]:
+            raise ValueError(
+                f"codes have shape {tuple(codes.shape)}, allowed: ({shape[0]}, 1 to {shape[1]} codebooks, frames)"
+            )
+        if (config.chunk_length is not None) != (scales is not None):
             raise ValueError(f"scales are {scales}, allowed: those of a model with chunks, of others None")
+        if codes.is_floating_point():
+            raise ValueError(f"codes are {codes.dtype}, allowed: whole numbers")
+        codes = codes.long()
         counts = (codes != NO_CODE).any(1).sum(1).tolist()
         rows = [codes[row : row + 1, :, :count] for row, count in enumerate(counts)]
-        rows = [self.model.check_codes(row) if row.numel() else row.long() for row in rows]
+        rows = [self.model.check_codes(row) if row.numel() else row for row in rows]
         if scales is None:
             return [(row,) for row in rows]
         scales = as_tensor("scales", scales).float().to(self.model.device)
         if scales.dim() != 2 or len(scales) != self.batch_size or not torch.isfinite(scales).all():
             raise ValueError(f"scales are {scales}, allowed: finite, ({self.batch_size}, chunks)")
         there = (scales != 0).sum(1).tolist()
+        if any((row[:count] == 0).any() for row, count in zip(scales, there)):
+            raise ValueError(f"scales are {scales.tolist()}, allowed: 0 only after a row's chunks")
         return [(row, scales[index : index + 1, : there[index]]) for index, row in enumerate(rows)]
 
     def finish(self, codes: torch.Tensor, scales: torch.Tensor | None = None) -> torch.Tensor:

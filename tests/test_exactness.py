@@ -103,7 +103,7 @@ def test_rows_computed_together_are_alone_but_for_ties(name, small_models, monke
     lengths = [1, 2, 5, 319, 320, 321, 641, 1500, 5000, rate // 3, int(1.3 * rate), int(1.3 * rate)]
     rows = [noise(1, model.config.audio_channels, n, seed=i) for i, n in enumerate(lengths)]
     alone = [encode(model, row) for row in rows]
-    monkeypatch.setattr(EncodecModel, "_computes_rows_together", True)
+    monkeypatch.setattr(EncodecModel, "computes_rows_together", True)
     together = encode(model, *batch_of(rows))
     ties = 0
     for index, (single, samples) in enumerate(zip(alone, lengths)):

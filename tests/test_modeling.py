@@ -10,8 +10,8 @@ import torch
 from conftest import make_model, noise
 
 from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.layers_encodec import FoldedConv
 from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.seanet_encodec import FoldedConv
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def test_a_damaged_file_is_refused(small_models, tmp_path):
     encoder.push(noise(1, 1, 3000))
     encoder.save(path)
     whole, tensors = path.read_bytes(), encoder.state.map(torch.Tensor.contiguous).tensors()
-    about = {"stream": json.dumps(encoder._about)}
+    about = {"stream": json.dumps(encoder._about())}
     broken = {
         "empty": b"",
         "cut": whole[: len(whole) // 2],
@@ -153,12 +153,12 @@ def test_rows_are_the_streams_own(small_models):
 
 def compute_together(monkeypatch) -> None:
     """Rows computed together, as accelerators do."""
-    monkeypatch.setattr(EncodecModel, "_computes_rows_together", True)
+    monkeypatch.setattr(EncodecModel, "computes_rows_together", True)
     advance = streaming._Stream._advance
     device = SimpleNamespace(type="accelerator")
 
     def together(stream, *arguments):
-        model, stream.model = stream.model, SimpleNamespace(device=device, _computes_rows_together=True)
+        model, stream.model = stream.model, SimpleNamespace(device=device, computes_rows_together=True)
         try:
             return advance(stream, *arguments)
         finally:

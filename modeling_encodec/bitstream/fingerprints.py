@@ -30,6 +30,15 @@ def model_fingerprint(model: EncodecModel) -> str:
     return codebook_fingerprint(model)[:8] + _digest(model.decoder, decoder)[:8]
 
 
+def stream_fingerprint(model: EncodecModel) -> str:
+    """Of all weights, and of what else the state of a stream belongs to."""
+    encoder = [tensor for _, tensor in sorted(model.encoder.state_dict().items())]
+    config = model.config
+    settings = (config.pad_mode, config.trim_right_ratio, config.chunk_length_s, config.overlap, config.normalize)
+    digest = _digest(model.encoder, encoder) + model_fingerprint(model)
+    return hashlib.sha256(f"{digest} {settings} {model.precision}".encode()).hexdigest()[:16]
+
+
 def lm_fingerprint(lm: EncodecLM) -> str:
     """Of the integer form: what probabilities codes have.
 

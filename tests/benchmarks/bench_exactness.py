@@ -81,7 +81,7 @@ def in_batches(model, rows, size: int = 8):
 
 
 def together(model, rows):
-    with changed(EncodecModel, "_computes_rows_together", True):
+    with changed(EncodecModel, "computes_rows_together", True):
         return in_batches(model, rows)
 
 
