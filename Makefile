@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all lint bench bench-lm bench-training clean
+.PHONY: demo test test-all lint bench bench-streaming bench-memory bench-lm bench-training clean
 
 demo: $(VENV)/.demo
 	$(BIN)/modeling-encodec demo --out demo_output --force
@@ -21,6 +21,12 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_codec.py
+
+bench-streaming: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/bench_streaming.py
+
+bench-memory: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/bench_memory.py
 
 bench-lm: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_lm.py

@@ -101,11 +101,17 @@ if not hasattr(torch.ops.modeling_encodec, "lstm"):
         return x.new_empty(x.shape[0], len(weight), 1, frames).contiguous(memory_format=torch.channels_last)
 
 
+# With gradients, which the operators have none of, a compiler leaves an LSTM alone.
+_lstm_alone = torch.compiler.disable(_lstm)
+
+
 def _operator(name: str):
-    """`lstm` or `convolve`, as one operator where a compiler looks on and no gradient is wanted (they have none)."""
-    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
-        return getattr(torch.ops.modeling_encodec, name)
-    return _lstm if name == "lstm" else _convolve
+    """`lstm` or `convolve`; one operator where a compiler looks on and no gradient is wanted."""
+    if not torch.compiler.is_compiling():
+        return _lstm if name == "lstm" else _convolve
+    if torch.is_grad_enabled():
+        return _lstm_alone if name == "lstm" else _convolve
+    return getattr(torch.ops.modeling_encodec, name)
 
 
 class Folding(nn.Module):

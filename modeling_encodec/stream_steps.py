@@ -88,8 +88,11 @@ class StreamState:
 class LayerSteps:
     """Layers that remember: the encoder or the decoder of a model that codes the whole signal."""
 
-    def __init__(self, model: EncodecModel, net: torch.nn.Module, mode: str, prepare=as_it_is, finish=as_it_is):
+    def __init__(
+        self, model: EncodecModel, net: torch.nn.Module, mode: str, graphs: bool, prepare=as_it_is, finish=as_it_is
+    ):
         self.model, self.net, self.prepare, self.finish = model, net, prepare, finish
+        self.graphs = {} if graphs else None
         self.begun = mode == "low_latency"  # silence before the signal is a state as any
         channels = model.config.audio_channels, model.config.hidden_size
         self.channels, self.channels_out = channels if net is model.encoder else reversed(channels)
@@ -116,8 +119,9 @@ class LayerSteps:
         used = total if end else least + (total - least) // hop * hop if total >= least else 0
         outputs, layers = [self.finish(x.new_zeros(len(x), self.channels_out, 0))], state.layers
         if used or (end and started):
-            before = layers if started else None
-            for output, after in self.model.run_blocks(self.net, x[..., :used], before, end):
+            one_hop = started and not end and used == hop
+            run = self._run_graph if one_hop and self.graphs is not None else self.model.run_blocks
+            for output, after in run(self.net, x[..., :used], layers if started else None, end):
                 outputs.append(self.finish(output))
                 layers = after
         if end:
@@ -125,6 +129,34 @@ class LayerSteps:
         waiting = F.pad(x[..., used:], (0, state.waiting.shape[2] - (total - used)))
         counts, begun = torch.full_like(state.counts, total - used), state.started | (used > 0)
         return (torch.cat(outputs, dim=2),), StreamState(waiting, counts, begun, layers)
+
+    def _run_graph(self, net, x: torch.Tensor, state: tuple, end: bool) -> list[tuple[torch.Tensor, tuple]]:
+        """One hop of as many rows, by a CUDA graph that is recorded at the first."""
+        if len(x) not in self.graphs:
+            self.graphs[len(x)] = _GraphedHop(net, x, state, self.model.compute_dtype)
+        return [self.graphs[len(x)](x, state)]
+
+
+class _GraphedHop:
+    """`net.step` on one hop as a CUDA graph: some 100 small kernels by one call, with the weights of its making."""
+
+    def __init__(self, net: torch.nn.Module, x: torch.Tensor, state: tuple, dtype: torch.dtype):
+        self.inputs = [x.clone(), *(part.clone() for part in state)]
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries must have chosen their kernels before anything is recorded
+            for _ in range(3):
+                net.step(self.inputs[0], self.inputs[1:], end=False, dtype=dtype)
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output, self.after = net.step(self.inputs[0], self.inputs[1:], end=False, dtype=dtype)
+
+    def __call__(self, x: torch.Tensor, state: tuple) -> tuple[torch.Tensor, tuple]:
+        for place, value in zip(self.inputs, (x, *state)):
+            place.copy_(value)
+        self.graph.replay()
+        return self.output.clone(), tuple(part.clone() for part in self.after)
 
 
 class ChunkEncoding:

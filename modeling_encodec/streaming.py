@@ -31,8 +31,10 @@ MODES = ("exact", "low_latency")
 class _Stream:
     """What both directions share: rows, their state, and which of them can be computed together."""
 
-    def __init__(self, model: EncodecModel, batch_size: int, mode: str, kind: str):
+    def __init__(self, model: EncodecModel, batch_size: int, mode: str, kind: str, cuda_graphs: bool):
         config = model.config
+        if cuda_graphs and model.device.type != "cuda":
+            raise ValueError(f"cuda_graphs is True on {model.device}, allowed: on a CUDA device")
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}, allowed: {', '.join(MODES)}")
         if mode == "low_latency" and not (config.use_causal_conv and config.trim_right_ratio == 1):
@@ -156,21 +158,23 @@ class StreamingEncoder(_Stream):
         mode: Literal["exact", "low_latency"] = "exact",
         *,
         num_quantizers: int | None = None,
+        cuda_graphs: bool = False,
     ):
         """Args:
             bandwidth: kbps, the model's smallest by default; or `num_quantizers`.
             batch_size: signals side by side; the same number of samples of each is pushed.
             mode: `exact` waits for the beginning's reflection, `low_latency` has silence before the signal.
+            cuda_graphs: on a GPU, take one hop by a recorded graph. Change no weights then.
 
         Raises:
             ValueError: for a model that needs the whole signal, or not causal in `low_latency`.
         """
-        super().__init__(model, batch_size, mode, "encoder")
+        super().__init__(model, batch_size, mode, "encoder", cuda_graphs)
         self.num_quantizers = model.resolve_quantizers(bandwidth, num_quantizers)
         self.scales = None
         if model.config.chunk_length is None:
             finish = functools.partial(model.quantize, num_quantizers=self.num_quantizers)
-            self._start(LayerSteps(model, model.encoder, mode, finish=finish))
+            self._start(LayerSteps(model, model.encoder, mode, cuda_graphs, finish=finish))
         else:
             self._start(ChunkEncoding(model, self.num_quantizers))
 
@@ -237,12 +241,19 @@ class StreamingDecoder(_Stream):
         lengths (`torch.LongTensor` of shape `(B,)`): samples of each row in what was given out last.
     """
 
-    def __init__(self, model: EncodecModel, batch_size: int = 1, mode: Literal["exact", "low_latency"] = "exact"):
-        super().__init__(model, batch_size, mode, "decoder")
+    def __init__(
+        self,
+        model: EncodecModel,
+        batch_size: int = 1,
+        mode: Literal["exact", "low_latency"] = "exact",
+        *,
+        cuda_graphs: bool = False,
+    ):
+        super().__init__(model, batch_size, mode, "decoder", cuda_graphs)
         self.lengths = torch.zeros(batch_size, dtype=torch.int64)
         if model.config.chunk_length is None:
             finish = functools.partial(torch.Tensor.to, dtype=model.dtype)
-            self._start(LayerSteps(model, model.decoder, mode, prepare=model.embed_checked, finish=finish))
+            self._start(LayerSteps(model, model.decoder, mode, cuda_graphs, model.embed_checked, finish))
         else:
             self._start(ChunkDecoding(model))
 

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 from conftest import clip
-from ecdc_files import NAMES, codes_of, container_items, make_lm, places, refused, spoil
+from ecdc_files import NAMES, codes_of, container_items, places, refused, spoil
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipe_ends import Sink, Trickle
@@ -397,14 +397,3 @@ def test_an_unknown_way_to_conceal_is_refused(live):
 
 def test_no_segment_has_no_seconds(live):
     assert fails(live(bytes(640), "encode", "-", "-", "--stream", "--segment", "0"), "segment_seconds is 0")
-
-
-def test_a_language_model_of_another_codec_is_refused(small_models):
-    lm = make_lm(small_models["32khz"])
-    with refused(ValueError, match="trained on the codec"):
-        sent(small_models["24khz"], bytes(64000), lm=lm)
-
-
-def test_the_same_pcm_gives_the_same_bytes(small_models, lms):
-    model, pcm = small_models["24khz"], pcm_of(clip(small_models["24khz"], 0.7))
-    assert sent(model, pcm, lm=lms["24khz"]) == sent(model, pcm, lm=lms["24khz"])

@@ -238,25 +238,28 @@ def test_a_false_length_is_refused(small_models):
 
 
 @pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("norm_type", ["weight_norm", "time_group_norm"])
 @torch.no_grad()
-def test_models_that_need_the_whole_signal(channels):
-    group_norm = {"norm_type": "time_group_norm", "use_causal_conv": False}
-    chunks = {"chunk_length_s": 0.1, "overlap": 0.2}
-    for fields in ({"normalize": True}, group_norm, group_norm | {"normalize": True}, chunks, group_norm | chunks):
-        model = make_model(EncodecConfig(**SMALL, **fields, audio_channels=channels))
-        assert model.config.needs_whole_signal == ("overlap" not in fields)
-        for samples in (1, 20, 399, 2001):
-            audio = sound(channels, samples, seed=samples)
-            whole = compress(model, audio, segment_seconds=0.3)
-            for sizes in ([7], [400, 1], [3000]):
-                sink, file = Sink(), io.BytesIO()
-                for target in (sink, file):
-                    compress_blocks(model, cut(audio, sizes), target, segment_seconds=0.3)
-                assert file.getvalue() == whole
-                found = torch.cat(list(decompress_blocks(Trickle(sink.data), model, strict=True)[0]), dim=1)
-                coded = model.encode(torch.from_numpy(audio)[None])
-                expected = model.decode(**coded).audio_values[0]
-                assert torch.equal(found, expected) and found.shape == audio.shape
+def test_models_of_every_kind(norm_type, normalize, chunked, channels):
+    """With chunks or without, among them those that must see the whole signal."""
+    fields = {"norm_type": norm_type, "normalize": normalize, "use_causal_conv": norm_type == "weight_norm"}
+    fields |= {"chunk_length_s": 0.1, "overlap": 0.2} if chunked else {}
+    model = make_model(EncodecConfig(**SMALL, **fields, audio_channels=channels))
+    assert model.config.needs_whole_signal == (not chunked and (normalize or norm_type == "time_group_norm"))
+    for samples in (1, 20, 399, 2001):
+        audio = sound(channels, samples, seed=samples)
+        whole = compress(model, audio, segment_seconds=0.3)
+        coded = model.encode(torch.from_numpy(audio)[None])
+        expected = model.decode(**coded).audio_values[0]
+        for sizes in ([7], [400, 1], [3000]):
+            sink, file = Sink(), io.BytesIO()
+            for target in (sink, file):
+                compress_blocks(model, cut(audio, sizes), target, segment_seconds=0.3)
+            assert file.getvalue() == whole
+            found = torch.cat(list(decompress_blocks(Trickle(sink.data), model, strict=True)[0]), dim=1)
+            assert torch.equal(found, expected) and found.shape == audio.shape
 
 
 @pytest.mark.parametrize("name", ["24khz", "48khz"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_streaming import NAMES, QUICK, draw_sizes, encoder_of, pieces_of, through
 from test_streaming_state import every_direction, every_kind, mistakes, pieces_for, stream_of
 
-from modeling_encodec.streaming import StreamingDecoder
+from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -174,3 +174,25 @@ def test_uint8_codes_are_no_missing_ones(small_models):
     for stream in (StreamingDecoder(model), StreamingDecoder(model, 1, "low_latency")):
         with pytest.raises(ValueError, match="codes range from 255 to 255"):
             stream.push(torch.full((1, 2, 9), 255, dtype=torch.uint8))
+
+
+def test_graphs_need_a_gpu(small_models):
+    for kind in (StreamingEncoder, StreamingDecoder):
+        with pytest.raises(ValueError, match="cuda_graphs is True on cpu, allowed: on a CUDA device"):
+            kind(small_models["24khz"], cuda_graphs=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("batch", [1, 3])
+@torch.no_grad()
+def test_hops_by_a_recorded_graph_are_the_same(batch, small_models):
+    model = copy.deepcopy(small_models["24khz"]).cuda()
+    audio = noise(batch, 1, 12 * 320).cuda()
+    given = {}
+    for graphs in (False, True):
+        encoder = StreamingEncoder(model, batch_size=batch, cuda_graphs=graphs)
+        decoder = StreamingDecoder(model, batch_size=batch, cuda_graphs=graphs)
+        codes = [encoder.push(piece) for piece in audio.split(320, dim=2)] + [encoder.flush()]
+        given[graphs] = torch.cat(codes, 2), torch.cat([decoder.push(part) for part in codes], 2)
+    assert torch.equal(given[True][0], given[False][0])
+    torch.testing.assert_close(given[True][1], given[False][1], rtol=0, atol=1e-5)
