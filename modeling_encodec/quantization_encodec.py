@@ -68,6 +68,7 @@ class EncodecEuclideanCodebook(nn.Module):
         self.cluster_size = nn.Buffer(torch.zeros(size))
         self.embed = nn.Buffer(torch.empty(size, dim))
         self.embed_avg = nn.Buffer(torch.empty(size, dim))
+        self._norms = None
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -88,7 +89,16 @@ class EncodecEuclideanCodebook(nn.Module):
 
     def encode(self, vectors: torch.Tensor) -> torch.Tensor:
         """Index of the nearest codebook vector for each of (N, D) `vectors`, as (N,) int64."""
-        return _nearest(vectors, self.embed.float())
+        return _nearest(vectors, self.embed.float(), self._square_norms())
+
+    def _square_norms(self) -> torch.Tensor | None:
+        """|e|^2 of all vectors (size,), kept until they change: a live stream asks for one frame at a time."""
+        if torch.compiler.is_compiling() or self.embed.is_inference():  # the latter does not tell that it changed
+            return None
+        version = self.embed.data_ptr(), self.embed._version, self.embed.device
+        if self._norms is None or self._norms[0] != version:
+            self._norms = version, self.embed.float().square().sum(1)
+        return self._norms[1]
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codebook vectors (..., D) of int64 `codes` (...)."""
@@ -297,14 +307,16 @@ def kmeans(
     return centroids, counts
 
 
-def _nearest(vectors: torch.Tensor, embed: torch.Tensor) -> torch.Tensor:
+def _nearest(vectors: torch.Tensor, embed: torch.Tensor, square_norms: torch.Tensor | None = None) -> torch.Tensor:
     """Index (N,) of the row of `embed` (size, D) that is nearest to each of (N, D) `vectors`.
 
     |x - e|^2 = |x|^2 - 2 x.e + |e|^2; the first term is the same for every row and is left out, which also spares its
-    rounding. Equal distances give the lower index.
+    rounding. Equal distances give the lower index. `square_norms` (size,) are |e|^2, if known.
     """
     with torch.autocast(embed.device.type, enabled=False):
-        distances = torch.addmm(embed.square().sum(1), vectors, embed.t(), alpha=-2)
+        distances = torch.addmm(
+            embed.square().sum(1) if square_norms is None else square_norms, vectors, embed.t(), alpha=-2
+        )
     if distances.device.type == "cpu" and not torch.compiler.is_compiling():
         return torch.from_numpy(distances.numpy().argmin(1))  # a tenth of PyTorch's time
     return distances.argmin(dim=1)

@@ -117,18 +117,21 @@ class LayerSteps:
         started, total, hop = bool(state.started[0]), x.shape[2], self.net.hop
         least = 0 if started else self.net.start
         used = total if end else least + (total - least) // hop * hop if total >= least else 0
-        outputs, layers = [self.finish(x.new_zeros(len(x), self.channels_out, 0))], state.layers
+        outputs, layers = [], state.layers
         if used or (end and started):
             one_hop = started and not end and used == hop
             run = self._run_graph if one_hop and self.graphs is not None else self.model.run_blocks
             for output, after in run(self.net, x[..., :used], layers if started else None, end):
                 outputs.append(self.finish(output))
                 layers = after
+        if not outputs:
+            outputs.append(self.finish(x.new_zeros(len(x), self.channels_out, 0)))
+        given = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
         if end:
-            return (torch.cat(outputs, dim=2),), self.beginning(len(x))
+            return (given,), self.beginning(len(x))
         waiting = F.pad(x[..., used:], (0, state.waiting.shape[2] - (total - used)))
         counts, begun = torch.full_like(state.counts, total - used), state.started | (used > 0)
-        return (torch.cat(outputs, dim=2),), StreamState(waiting, counts, begun, layers)
+        return (given,), StreamState(waiting, counts, begun, layers)
 
     def _run_graph(self, net, x: torch.Tensor, state: tuple, end: bool) -> list[tuple[torch.Tensor, tuple]]:
         """One hop of as many rows, by a CUDA graph that is recorded at the first."""
