@@ -4,6 +4,7 @@ import importlib
 
 
 _MODULES = {
+    "AudioReader": "modeling_encodec.processors.audio",
     "CodecTrainer": "modeling_encodec.training.trainer",
     "EcdcReader": "modeling_encodec.bitstream.codes_file",
     "EcdcWriter": "modeling_encodec.bitstream.codes_file",
@@ -21,14 +22,17 @@ _MODULES = {
     "bundled_checkpoint": "modeling_encodec.checkpoints",
     "bundled_lm_checkpoint": "modeling_encodec.checkpoints",
     "compress": "modeling_encodec.bitstream.compression",
+    "compress_blocks": "modeling_encodec.bitstream.compression",
     "compress_to_file": "modeling_encodec.bitstream.compression",
     "decompress": "modeling_encodec.bitstream.compression",
+    "decompress_blocks": "modeling_encodec.bitstream.compression",
     "decompress_from_file": "modeling_encodec.bitstream.compression",
     "load_config": "modeling_encodec.training.configuration",
     "load_lm_config": "modeling_encodec.training.lm_configuration",
     "read_audio": "modeling_encodec.processors.audio",
     "register_auto_classes": "modeling_encodec.auto_classes",
     "write_audio": "modeling_encodec.processors.audio",
+    "write_audio_blocks": "modeling_encodec.processors.audio",
 }
 
 __version__ = "0.1.0"

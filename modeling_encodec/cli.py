@@ -44,6 +44,7 @@ Stream = Annotated[bool, typer.Option("--stream", help="Live, in a pipe: raw 16-
 Mode = Annotated[
     str, typer.Option("--mode", help="Of a stream: exact (as a file), low_latency (no wait at its beginning).")
 ]
+Precision = Annotated[str, typer.Option("--precision", help="exact, or fast: in bfloat16 where the machine has it.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that exist.")]
 
 
@@ -64,6 +65,7 @@ def encode(
     ] = None,
     stream: Stream = False,
     mode: Mode = "exact",
+    precision: Precision = "exact",
     device: Device = "cpu",
     force: Force = False,
 ) -> None:
@@ -76,6 +78,7 @@ def encode(
     _check_stream(stream, paths, mode, original=original)
     jobs = _plan(paths, AUDIO_SUFFIXES, SUFFIX, force)
     codec = _load(model or str(bundled_checkpoint()), device)
+    codec.precision = precision
     language_model = None
     if lm or lm_model:
         language_model = _load(lm_model or str(bundled_lm_checkpoint()), device, "EncodecLM")
@@ -131,6 +134,7 @@ def decode(
     rescale: Annotated[bool, typer.Option("--rescale", "-r", help="Scale down audio that would clip.")] = False,
     stream: Stream = False,
     mode: Mode = "exact",
+    precision: Precision = "exact",
     force: Force = False,
 ) -> None:
     """.ecdc files to audio files (.wav, .flac, .ogg, .mp3 by the target's name). The file names its model."""
@@ -149,6 +153,7 @@ def decode(
 
     def models(header):
         codec = load(model or checkpoint_for(header.model_name), "EncodecModel")
+        codec.precision = precision
         coded_with = lm_model
         if coded_with is None and getattr(header, "lm_name", None) is not None:
             coded_with = lm_checkpoint_for(header.lm_name)

@@ -149,6 +149,17 @@ def test_nothing_is_left_of_a_signal_that_goes_bad(rescale, tmp_path):
     assert (tmp_path / "a.wav").read_text() == "precious" and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("suffix", [".ogg", ".opus"])
+def test_long_blocks_are_written_in_every_format(suffix, tmp_path):
+    """In a process of its own: libsndfile may overflow its stack."""
+    program = f"""if True:
+        import numpy as np
+        from modeling_encodec.processors.audio import write_audio
+        write_audio({str(tmp_path / "a")!r} + {suffix!r}, np.full((1, 3_000_000), 0.01, np.float32), 24000)"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0
+    assert soundfile.info(tmp_path / f"a{suffix}").frames == 3_000_000
+
+
 # ---- codes -------------------------------------------------------------------------------------------------------
 
 
