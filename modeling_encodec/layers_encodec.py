@@ -125,7 +125,7 @@ class Folding(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self._folded = {}
+        self._folded, self._holders = {}, None
 
     def fold(self, dtype: torch.dtype) -> list[Tensor]:
         """What the parameters are used as, in `dtype`."""
@@ -139,7 +139,9 @@ class Folding(nn.Module):
         """What to compute with, folded if no gradient is wanted; compilers do that themselves."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.arrange()
-        parameters = list(self.parameters())
+        if self._holders is None:  # looking for them takes longer than a live frame's convolution
+            self._holders = [module for module in self.modules() if module._parameters]
+        parameters = [parameter for module in self._holders for parameter in module._parameters.values()]
         if any(parameter.is_inference() for parameter in parameters):  # they keep no version
             return self.fold(dtype)
         version = [(parameter.data_ptr(), parameter._version, parameter.dtype) for parameter in parameters]
@@ -148,11 +150,11 @@ class Folding(nn.Module):
         return self._folded[dtype][1]
 
     def train(self, mode: bool = True):
-        self._folded = {}
+        self._folded, self._holders = {}, None
         return super().train(mode)
 
     def _apply(self, fn, recurse=True):
-        self._folded = {}
+        self._folded, self._holders = {}, None
         return super()._apply(fn, recurse)
 
 
