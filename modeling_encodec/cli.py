@@ -76,6 +76,8 @@ def encode(
     from modeling_encodec.processors.audio import AUDIO_SUFFIXES, AudioReader, read_audio
 
     _check_stream(stream, paths, mode, original=original)
+    if original and segment is not None:
+        raise ValueError("--segment goes with version 1, not with --original")
     jobs = _plan(paths, AUDIO_SUFFIXES, SUFFIX, force)
     codec = _load(model or str(bundled_checkpoint()), device)
     codec.precision = precision
@@ -101,7 +103,7 @@ def encode(
             mode=mode,
             lm=language_model,
             lm_name=language_model and name_of(language_model),
-            segment_seconds=segment or SEGMENT_SECONDS,
+            segment_seconds=SEGMENT_SECONDS if segment is None else segment,
         )
         return
 
@@ -114,7 +116,7 @@ def encode(
                 return
             with AudioReader(file, *sounds_like) as audio, _open_target(target) as coded:
                 blocks = _progress(audio, audio.seconds, codec.config.sampling_rate, source)
-                seconds = segment or SEGMENT_SECONDS
+                seconds = SEGMENT_SECONDS if segment is None else segment
                 compress_blocks(codec, blocks, coded, bandwidth, language_model, segment_seconds=seconds)
 
     _run(job, jobs, "encode")
@@ -189,7 +191,8 @@ def decode(
             )
         for damage in damages:
             _say(f"{source}: concealed: {damage.describe(rate)}")
-        blocks = _progress((block.float().cpu().numpy() for block in blocks), None, rate, source)
+        seconds = header.audio_length and header.audio_length / rate
+        blocks = _progress((block.float().cpu().numpy() for block in blocks), seconds, rate, source)
         if target == STREAM:
             with _open_target(target) as file:
                 clipping = write_audio_blocks(file, blocks, rate, rescale=rescale)

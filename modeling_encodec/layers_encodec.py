@@ -24,25 +24,27 @@ from .configuration_encodec import EncodecConfig
 
 # Weights of more numbers than this are multiplied as one matrix.
 LARGE_WEIGHT = 1 << 20
-# Frames that an LSTM's steps are written out for: PyTorch's own arranges the weights anew at each call.
+# And those of inputs up to so many numbers: PyTorch would take its plain convolution, which copies them each time.
+SMALL_INPUT = 20480
+# Frames that an LSTM's steps are written out for: PyTorch's own arranges the weights anew at each call, 4 ms long.
 FEW_FRAMES = 16
 LOG2_E = math.log2(math.e)
 
 
 def _lstm(x: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """What `nn.LSTM` does with a (T, B, C) sequence."""
-    if len(x) <= FEW_FRAMES and x.device.type == "cpu" and not torch.is_grad_enabled():
-        return _lstm_steps(x, hidden, cell, weights)
     return torch.lstm(x, (hidden, cell), weights, True, len(weights) // 4, 0.0, torch.is_grad_enabled(), False, False)
 
 
 def _lstm_steps(x: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a few frames, with transposed weights and one bias a layer."""
     hidden, cell = list(hidden), list(cell)
     for layer in range(len(hidden)):
-        inner, outer, *biases = weights[4 * layer : 4 * layer + 4]
-        given, outputs = F.linear(x, inner, sum(biases)), []
-        for frame in given:
-            gate_in, gate_forget, new, gate_out = F.linear(hidden[layer], outer).add_(frame).chunk(4, dim=1)
+        inner, outer, bias = weights[3 * layer : 3 * layer + 3]
+        outputs = []
+        for frame in x:
+            gates = torch.addmm(bias, frame, inner).addmm_(hidden[layer], outer)
+            gate_in, gate_forget, new, gate_out = gates.chunk(4, dim=1)
             cell[layer] = gate_forget.sigmoid() * cell[layer] + gate_in.sigmoid() * new.tanh()
             hidden[layer] = gate_out.sigmoid() * cell[layer].tanh()
             outputs.append(hidden[layer])
@@ -54,7 +56,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: in
     """`F.conv2d` of (B, C, 1, T) along time."""
     if len(weight) <= 2 and stride == dilation == 1 and x.device.type == "cpu" and not torch.is_grad_enabled():
         return _sum_taps(x, weight, bias)
-    if dilation == 1 and (x.shape[1] == 1 or weight.numel() > LARGE_WEIGHT):
+    small = x.numel() <= SMALL_INPUT and not torch.is_grad_enabled()
+    if dilation == 1 and (x.shape[1] == 1 or weight.numel() > LARGE_WEIGHT or small):
         # One input channel leaves the layout ambiguous and `conv2d` slow, and so do weights that overflow a cache.
         windows = x.permute(0, 2, 3, 1).unfold(2, weight.shape[3], stride).transpose(3, 4)
         weight = weight.permute(0, 2, 3, 1).flatten(1)  # (C', window * C)
@@ -117,7 +120,7 @@ def _operator(name: str):
 class Folding(nn.Module):
     """Holds parameters and gives out what is computed of them, ready for use.
 
-    With gradients on, it is computed anew each time. Without, it is folded once for a dtype and kept until a parameter
+    With gradients on, it is computed anew each time. Without, it is folded once for a use and kept until a parameter
     changes (seen by address and version) or the mode is set by `train()` or `eval()`; what is kept is not in the state
     dict. So nothing has to be folded before or unfolded after. A write through `parameter.data` is the one change that
     PyTorch counts no version for: call `eval()` after it.
@@ -127,15 +130,15 @@ class Folding(nn.Module):
         super().__init__()
         self._folded, self._holders = {}, None
 
-    def fold(self, dtype: torch.dtype) -> list[Tensor]:
-        """What the parameters are used as, in `dtype`."""
+    def fold(self, dtype: torch.dtype, few: bool) -> list[Tensor]:
+        """What the parameters are used as, in `dtype`; for a `few` frames alone it may be something else."""
         raise NotImplementedError  # each layer has its own
 
     def arrange(self) -> list[Tensor]:
         """The same of parameters as they are, through which gradients go."""
         raise NotImplementedError
 
-    def weights(self, dtype: torch.dtype) -> list[Tensor]:
+    def weights(self, dtype: torch.dtype, few: bool = False) -> list[Tensor]:
         """What to compute with, folded if no gradient is wanted; compilers do that themselves."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.arrange()
@@ -143,11 +146,11 @@ class Folding(nn.Module):
             self._holders = [module for module in self.modules() if module._parameters]
         parameters = [parameter for module in self._holders for parameter in module._parameters.values()]
         if any(parameter.is_inference() for parameter in parameters):  # they keep no version
-            return self.fold(dtype)
+            return self.fold(dtype, few)
         version = [(parameter.data_ptr(), parameter._version, parameter.dtype) for parameter in parameters]
-        if dtype not in self._folded or self._folded[dtype][0] != version:
-            self._folded[dtype] = version, self.fold(dtype)
-        return self._folded[dtype][1]
+        if (dtype, few) not in self._folded or self._folded[dtype, few][0] != version:
+            self._folded[dtype, few] = version, self.fold(dtype, few)
+        return self._folded[dtype, few][1]
 
     def train(self, mode: bool = True):
         self._folded, self._holders = {}, None
@@ -167,7 +170,7 @@ class FoldedConv(Folding):
         if config.norm_type == "time_group_norm":
             self.norm = nn.GroupNorm(1, conv.out_channels)
 
-    def fold(self, dtype):
+    def fold(self, dtype, few):
         weight, bias = (tensor.to(dtype) for tensor in self.arrange())
         # Copied, for with a single input channel `contiguous` would leave strides that read as channels-first.
         return [torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight), bias]
@@ -325,8 +328,13 @@ class EncodecLSTM(Folding):
     def arrange(self):
         return list(self.lstm.parameters())
 
-    def fold(self, dtype):
-        return [parameter.to(dtype) for parameter in self.lstm.parameters()]
+    def fold(self, dtype, few):
+        weights = [parameter.to(dtype) for parameter in self.lstm.parameters()]
+        if not few:
+            return weights
+        layers = [weights[at : at + 4] for at in range(0, len(weights), 4)]
+        # One row times a matrix is read from memory twice as fast with the outputs side by side.
+        return [part for a, b, c, d in layers for part in (a.t().contiguous(), b.t().contiguous(), c + d)]
 
     def step(self, x, state=None, end=True, lengths=None):
         """(B, C, 1, T) and hidden and cell, (B, 2, layers, C) -> the same."""
@@ -336,7 +344,11 @@ class EncodecLSTM(Folding):
         if state is None:
             state = x.new_zeros(x.shape[0], 2, self.lstm.num_layers, self.lstm.hidden_size)
         state = [part.contiguous() for part in state.permute(1, 2, 0, 3)]
-        y, *state = _operator("lstm")(sequence, *state, self.weights(x.dtype))
+        few = len(sequence) <= FEW_FRAMES and x.device.type == "cpu"
+        if few and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            y, *state = _lstm_steps(sequence, *state, self.weights(x.dtype, few=True))
+        else:
+            y, *state = _operator("lstm")(sequence, *state, self.weights(x.dtype))
         y = (y + sequence).permute(1, 2, 0).unsqueeze(2)
         state = None if end else torch.stack(state).permute(2, 0, 1, 3).contiguous()
         return y.contiguous(memory_format=torch.channels_last), state
@@ -398,7 +410,7 @@ class EncodecResnetBlock(nn.Module):
 def elu(x: Tensor, keep: bool = False) -> Tensor:
     """ELU, in place where nobody needs the input: `keep` says that the caller does.
 
-    On a CPU it is max(x, 2^(x log2 e) - 1), within 7e-8 of it: `exp2` takes a quarter of the time of `expm1`.
+    On a CPU it is max(x, 2^min(x log2 e, 0) - 1), within 7e-8 of it: `exp2` takes a quarter of the time of `expm1`.
     """
     if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         wide = x.float()

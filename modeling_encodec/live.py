@@ -5,14 +5,17 @@ segments: it can be kept and decoded later, where it also gets back its exact le
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
 
 from modeling_encodec.bitstream.codes_file import DecodedSegment, EcdcReader, EcdcWriter
-from modeling_encodec.bitstream.container import Damage, End, Header
+from modeling_encodec.bitstream.concealment import check_way, silence
+from modeling_encodec.bitstream.container import Damage, Header
 from modeling_encodec.bitstream.ecdc import EcdcError
+from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
 from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder, signal_pieces
@@ -48,15 +51,22 @@ def encode_live(
         lm_name=lm_name,
         segment_seconds=segment_seconds,
     )
-    samples = 0
-    for block in _read_pcm(source, model.config.audio_channels):
+    samples, rest = 0, b""
+    frame = model.config.audio_channels * PCM.itemsize
+    for data in _read(source):
+        data = rest + data
+        data, rest = data[: len(data) // frame * frame], data[len(data) // frame * frame :]
+        block = np.frombuffer(data, PCM).reshape(-1, model.config.audio_channels).T.astype(np.float32) / (1 << 15)
         samples += block.shape[1]
-        _write(writer, encoder, encoder.push(block[None]))
-    if samples == 0:
+        _write(writer, encoder, encoder.push(torch.from_numpy(block)[None]))
+    if samples:
+        _write(writer, encoder, encoder.flush())
+        writer.close(samples)
+        target.flush()
+    elif not rest:
         raise ValueError("the stream holds no audio")
-    _write(writer, encoder, encoder.flush())
-    writer.close(samples)
-    target.flush()
+    if rest:  # told when all before it is safe
+        raise ValueError(f"the PCM ends within a sample: {len(rest)} of its {frame} bytes")
 
 
 def decode_live(
@@ -75,52 +85,80 @@ def decode_live(
         open_model: gets the header and returns the models to decode with.
         on_damage: gets each damaged range, and the sampling rate.
     """
+    check_way(conceal)
     reader = EcdcReader(source)
     model, lm = open_model(reader.header)
-    decoder = StreamingDecoder(model, mode=mode)
-    expected, last = 0, None
+    receiver = _Receiver(reader.header, StreamingDecoder(model, mode=mode), target, conceal == "silence")
     for item in reader.read(model, lm, other_decoder=other_decoder):
         if isinstance(item, Damage):
             on_damage(item, model.config.sampling_rate)
         elif isinstance(item, DecodedSegment):
-            last = last or item
-            if (lost := item.index - expected) > MOST_LOST:
-                raise EcdcError(f"{lost} segments are missing in a row, allowed: {MOST_LOST}")
-            for _ in range(lost):  # what is decoded in their place keeps the decoder's memory alive
-                _write_pcm(target, _decoded(decoder, last), silent=conceal == "silence")
-            _write_pcm(target, _decoded(decoder, item))
-            expected, last = item.index + 1, item
-        elif isinstance(item, End):
-            _write_pcm(target, decoder.flush()[0])
+            receiver.take(item)
+    receiver.end()
 
 
-def _read_pcm(source: BinaryIO, channels: int) -> Iterator[torch.Tensor]:
-    """(channels, T) of what is there, as soon as it is."""
-    rest, read = b"", getattr(source, "read1", source.read)
-    frame = channels * PCM.itemsize
+class _Receiver:
+    """Turns segments into PCM; where some are missing it decodes the last one again, which keeps the decoder's memory
+    alive, and writes silence in its place if told to."""
+
+    def __init__(self, header: Header, decoder: StreamingDecoder, target: BinaryIO, silent: bool):
+        self.header, self.decoder, self.target, self.silent = header, decoder, target, silent
+        self.last, self.expected, self.written = None, 0, 0
+        self.concealed: list[tuple[int, int]] = []
+
+    def take(self, segment: DecodedSegment) -> None:
+        """Decode a segment, and something for those missing before it."""
+        if (lost := segment.index - self.expected) > MOST_LOST:
+            raise EcdcError(f"{lost} segments are missing in a row, allowed: {MOST_LOST}")
+        for index in range(self.expected, segment.index):
+            start = index * self.header.samples_per_segment
+            self.concealed.append((start, start + self.header.samples_per_segment))
+            self._decode(self._full(self.last or segment))
+        self._decode(segment)
+        self.last, self.expected = segment, segment.index + 1
+
+    def end(self) -> None:
+        """What is left; also where a stream was cut."""
+        if self.last is not None:
+            self._write(self.decoder.flush()[0])
+
+    def _full(self, segment: DecodedSegment) -> DecodedSegment:
+        """As long as all but the last are."""
+        config, frames = self.decoder.model.config, self.header.frames_per_segment
+        codes = np.take(segment.codes, np.arange(frames) % segment.codes.shape[1], axis=1)
+        if not segment.scales:
+            return replace(segment, codes=codes)
+        return replace(segment, codes=codes, scales=tuple(np.resize(segment.scales, frames // _chunk_frames(config))))
+
+    def _decode(self, segment: DecodedSegment) -> None:
+        config, scales = self.decoder.model.config, None
+        if config.chunk_length is not None:
+            chunks = -(-segment.codes.shape[1] // _chunk_frames(config))
+            scales = torch.tensor([segment.scales or (1.0,) * chunks])
+        self._write(self.decoder.push(torch.from_numpy(segment.codes)[None], scales)[0])
+
+    def _write(self, audio: torch.Tensor) -> None:
+        if self.silent and self.concealed:
+            audio = silence(audio, self.written, self.concealed, self.header.sampling_rate)
+        self.written += audio.shape[1]
+        self.concealed = [span for span in self.concealed if span[1] > self.written - self.header.sampling_rate]
+        samples = (audio.float().cpu() * (1 << 15)).round().clamp(-(1 << 15), (1 << 15) - 1)
+        self.target.write(samples.T.contiguous().numpy().astype(PCM).tobytes())
+        self.target.flush()
+
+
+def _chunk_frames(config: EncodecConfig) -> int:
+    return config.num_frames(config.chunk_length)
+
+
+def _read(source: BinaryIO) -> Iterator[bytes]:
+    """What is there, as soon as it is."""
+    read = getattr(source, "read1", source.read)
     while data := read(1 << 16):
-        data = rest + data
-        data, rest = data[: len(data) // frame * frame], data[len(data) // frame * frame :]
-        if data:
-            samples = np.frombuffer(data, PCM).reshape(-1, channels).T.astype(np.float32) / (1 << 15)
-            yield torch.from_numpy(np.ascontiguousarray(samples))
-    if rest:
-        raise ValueError(f"the PCM ends within a sample: {len(rest)} of its {frame} bytes")
+        yield data
 
 
 def _write(writer: EcdcWriter, encoder: StreamingEncoder, codes: torch.Tensor) -> None:
     for piece, scale in signal_pieces(encoder, codes):
         writer.write(piece.cpu().numpy(), scale)
     writer.file.flush()
-
-
-def _decoded(decoder: StreamingDecoder, segment: DecodedSegment) -> torch.Tensor:
-    chunked = decoder.model.config.chunk_length is not None
-    scales = torch.tensor([segment.scales or (1.0,)]) if chunked else None
-    return decoder.push(torch.from_numpy(segment.codes)[None], scales)[0]
-
-
-def _write_pcm(target: BinaryIO, audio: torch.Tensor, silent: bool = False) -> None:
-    samples = (audio.float().cpu() * (0 if silent else 1 << 15)).round().clamp(-(1 << 15), (1 << 15) - 1)
-    target.write(samples.T.contiguous().numpy().astype(PCM).tobytes())
-    target.flush()

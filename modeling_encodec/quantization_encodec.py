@@ -68,7 +68,7 @@ class EncodecEuclideanCodebook(nn.Module):
         self.cluster_size = nn.Buffer(torch.zeros(size))
         self.embed = nn.Buffer(torch.empty(size, dim))
         self.embed_avg = nn.Buffer(torch.empty(size, dim))
-        self._norms = None
+        self._kept = None
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -89,16 +89,16 @@ class EncodecEuclideanCodebook(nn.Module):
 
     def encode(self, vectors: torch.Tensor) -> torch.Tensor:
         """Index of the nearest codebook vector for each of (N, D) `vectors`, as (N,) int64."""
-        return _nearest(vectors, self.embed.float(), self._square_norms())
+        return _nearest(vectors, *self._search_form())
 
-    def _square_norms(self) -> torch.Tensor | None:
-        """|e|^2 of all vectors (size,), kept until they change: a live stream asks for one frame at a time."""
+    def _search_form(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `_search_form` of the vectors, kept until they change: a live stream asks for one frame at a time."""
         if torch.compiler.is_compiling() or self.embed.is_inference():  # the latter does not tell that it changed
-            return None
+            return _search_form(self.embed.float())
         version = self.embed.data_ptr(), self.embed._version, self.embed.device
-        if self._norms is None or self._norms[0] != version:
-            self._norms = version, self.embed.float().square().sum(1)
-        return self._norms[1]
+        if self._kept is None or self._kept[0] != version:
+            self._kept = version, _search_form(self.embed.float())
+        return self._kept[1]
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codebook vectors (..., D) of int64 `codes` (...)."""
@@ -300,23 +300,26 @@ def kmeans(
     order = torch.cat([torch.randperm(len(vectors), generator=generator) for _ in range(-(-size // len(vectors)))])
     centroids = vectors[order[:size].to(vectors.device)].clone()
     for _ in range(iterations):
-        codes = _nearest(vectors, centroids)
+        codes = _nearest(vectors, *_search_form(centroids))
         counts = torch.bincount(codes, minlength=size).to(vectors.dtype)
         sums = torch.zeros_like(centroids).index_add_(0, codes, vectors)
         centroids = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centroids)
     return centroids, counts
 
 
-def _nearest(vectors: torch.Tensor, embed: torch.Tensor, square_norms: torch.Tensor | None = None) -> torch.Tensor:
-    """Index (N,) of the row of `embed` (size, D) that is nearest to each of (N, D) `vectors`.
+def _search_form(embed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """|e|^2 (size,) and -2 e, side by side (D, size), of the vectors `embed` (size, D)."""
+    return embed.square().sum(1), (-2 * embed).t().contiguous()
 
-    |x - e|^2 = |x|^2 - 2 x.e + |e|^2; the first term is the same for every row and is left out, which also spares its
-    rounding. Equal distances give the lower index. `square_norms` (size,) are |e|^2, if known.
+
+def _nearest(vectors: torch.Tensor, squares: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """Index (N,) of the code that is nearest to each of (N, D) `vectors`, of codes in their search form.
+
+    |x - e|^2 = |x|^2 - 2 x.e + |e|^2; the first term is the same for every code and is left out, which also spares its
+    rounding. Equal distances give the lower index.
     """
-    with torch.autocast(embed.device.type, enabled=False):
-        distances = torch.addmm(
-            embed.square().sum(1) if square_norms is None else square_norms, vectors, embed.t(), alpha=-2
-        )
+    with torch.autocast(vectors.device.type, enabled=False):
+        distances = torch.addmm(squares, vectors, directions)
     if distances.device.type == "cpu" and not torch.compiler.is_compiling():
         return torch.from_numpy(distances.numpy().argmin(1))  # a tenth of PyTorch's time
     return distances.argmin(dim=1)

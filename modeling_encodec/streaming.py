@@ -357,8 +357,9 @@ def signal_pieces(encoder: StreamingEncoder, codes: torch.Tensor) -> Iterator[tu
         yield codes[0], None
         return
     scales = encoder.scales[0].tolist()
-    for scale, (start, frames) in zip(scales, split_chunks(encoder.model.config, len(scales), codes.shape[2])):
-        yield codes[0, :, start : start + frames], scale
+    config = encoder.model.config
+    for scale, (start, frames) in zip(scales, split_chunks(config, len(scales), codes.shape[2])):
+        yield codes[0, :, start : start + frames], scale if config.normalize else None
 
 
 def decode_blocks(model: EncodecModel, pieces: Iterable[tuple[torch.Tensor, float | None]]) -> Iterator[torch.Tensor]:

@@ -24,6 +24,8 @@ from modeling_encodec.atomic import atomic_path
 
 # Samples of a channel that are read at a time.
 BLOCK_LENGTH = 1 << 18
+# What WAV's sizes of 32 bits leave for samples.
+MOST_WAV_BYTES = (1 << 32) - 1024
 # Peak that a clipping signal is rescaled to, as in the original.
 RESCALED_PEAK = 0.99
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf")
@@ -67,6 +69,8 @@ class AudioReader:
             FileNotFoundError: if there is no such file.
             ValueError: if it is no audio; while reading, if it is empty, or holds samples that are not finite.
         """
+        if block_length < 1:
+            raise ValueError(f"block_length is {block_length}, allowed: at least 1")
         given = getattr(source, "name", None) if hasattr(source, "read") else os.fspath(source)
         self.name = given if isinstance(given, str) else "the input"
         if not hasattr(source, "read") and not Path(self.name).is_file():
@@ -201,7 +205,7 @@ def _write(file, blocks: Iterable[np.ndarray], sampling_rate: int, rescale: bool
                 kind = {"format": "RF64", "subtype": "FLOAT"} if rescale else options
                 out = stack.enter_context(soundfile.SoundFile(waiting, "w", sampling_rate, channels, **kind))
             outside, peak = outside + int((np.abs(block) > 1).sum()), max(peak, float(np.abs(block).max()))
-            out.write(block.T if rescale else block.T.clip(-1, 1))
+            _write_block(out, block.T if rescale else block.T.clip(-1, 1))
         if out is None:
             raise ValueError("audio has no samples, allowed: at least one")
         if rescale:
@@ -210,8 +214,16 @@ def _write(file, blocks: Iterable[np.ndarray], sampling_rate: int, rescale: bool
             gain = RESCALED_PEAK / peak if peak > 1 else 1.0
             with soundfile.SoundFile(file, "w", sampling_rate, channels, **options) as scaled:
                 for block in AudioReader(waiting):
-                    scaled.write(block.T * np.float32(gain))
+                    _write_block(scaled, block.T * np.float32(gain))
     return Clipping(outside, peak, rescale and peak > 1)
+
+
+def _write_block(out: soundfile.SoundFile, samples: np.ndarray) -> None:
+    """Write (T, channels) samples, not too many at a time: libsndfile's Vorbis writer takes them onto its stack."""
+    if out.format == "WAV" and 2 * (out.tell() + len(samples)) * out.channels > MOST_WAV_BYTES:
+        raise ValueError("the audio does not fit into WAV (4 GB), allowed: .flac, .w64")
+    for start in range(0, len(samples), BLOCK_LENGTH):
+        out.write(samples[start : start + BLOCK_LENGTH])
 
 
 def _checked(block: np.ndarray, channels: int | None) -> np.ndarray:

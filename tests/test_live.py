@@ -199,7 +199,7 @@ def test_a_stored_stream_is_an_ordinary_file(name, with_lm, small_models, lms, t
     data, piped = (tmp_path / "a.ecdc").read_bytes(), sent(model, pcm, lm=lm)
     (header, items), (unknown, others) = container_items(data), container_items(piped)
     assert header.audio_length == audio.shape[1] and unknown.audio_length is None and items == others
-    assert isinstance(items[-1], End) and len(data) == len(piped)
+    assert isinstance(items[-1], End)
     expected = decompress(compress(model, audio, num_quantizers=2), model, strict=True)[0]
     assert torch.equal(decompress(data, model, lm, strict=True)[0], decompress(piped, model, lm, strict=True)[0])
     torch.testing.assert_close(decompress(data, model, lm, strict=True)[0], expected, rtol=0, atol=1e-4)
@@ -211,9 +211,8 @@ def test_a_stored_stream_is_an_ordinary_file(name, with_lm, small_models, lms, t
 def test_an_ordinary_file_is_received_live(small_models, lms, file_24khz, file_48khz):
     for name, data in (("24khz", file_24khz), ("48khz", file_48khz)):
         model = small_models[name]
-        expected = decompress(data, model, lms[name])[0]
         audio, damages = received(model, Trickle(data, 1000), lm=lms[name])
-        limit = (expected * (1 << 15)).clamp(-(1 << 15), (1 << 15) - 1)
+        limit = (decompress(data, model, lms[name])[0] * (1 << 15)).clamp(-(1 << 15), (1 << 15) - 1)
         assert not damages and (audio[:, : limit.shape[1]] - limit).abs().max() <= 1.5
 
 

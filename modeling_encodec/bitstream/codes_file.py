@@ -5,7 +5,9 @@ decodable alone: the language model begins anew, which costs it a little at ever
 language model would make it longer.
 """
 
+import fcntl
 import math
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -137,7 +139,10 @@ class EcdcWriter:
         self.segments.close(audio_length)
         if self.header.audio_length is None and self.place is not None:
             end = self.file.tell()
-            self.file.seek(self.place)
+            try:
+                self.file.seek(self.place)
+            except OSError:  # as of compressed files, which can only be sought in forwards
+                return
             write_header(self.file, replace(self.header, audio_length=audio_length))
             self.file.seek(end)
 
@@ -160,10 +165,19 @@ class EcdcWriter:
         if self.segments is None:
             file_id = zlib.crc32(first.tobytes()) if self.file_id is None else self.file_id
             self.header = replace(self.header, file_id=file_id)
-            can_seek = getattr(self.file, "seekable", lambda: False)
-            self.place = self.file.tell() if can_seek() else None
+            self.place = self.file.tell() if _can_go_back(self.file) else None
             write_header(self.file, self.header)
             self.segments = SegmentWriter(self.file, self.header)
+
+
+def _can_go_back(file: BinaryIO) -> bool:
+    """Whether what was written can be written over; not in a file opened for appending."""
+    if not getattr(file, "seekable", lambda: False)():
+        return False
+    try:
+        return not fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_APPEND
+    except (AttributeError, OSError):  # no file of the system's
+        return "a" not in str(getattr(file, "mode", ""))
 
 
 class EcdcReader:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from modeling_encodec.bitstream.codes_file import SEGMENT_SECONDS, EcdcReader, EcdcWriter, check_lm
-from modeling_encodec.bitstream.concealment import JoinedCodes, join_segments, silence
+from modeling_encodec.bitstream.concealment import JoinedCodes, check_way, join_segments, silence
 from modeling_encodec.bitstream.container import VERSION, Damage, Header, read_header
 from modeling_encodec.bitstream.ecdc import MAGIC, EcdcError, EcdcHeader, read_exactly
 from modeling_encodec.bitstream.ecdc import read_header as read_original_header
@@ -126,6 +126,11 @@ def compress_blocks(
     def counted() -> Iterator[torch.Tensor | np.ndarray]:
         nonlocal samples
         for block in blocks:
+            if getattr(block, "ndim", None) != 2 or block.shape[0] != model.config.audio_channels:
+                raise ValueError(
+                    f"a block has shape {tuple(getattr(block, 'shape', ()))}, allowed: "
+                    f"({model.config.audio_channels}, samples)"
+                )
             samples += block.shape[1]
             yield block
 
@@ -176,8 +181,7 @@ def decompress_blocks(
             or language model are others than the file was made with.
         ValueError: if the file names a model that is not known.
     """
-    if conceal not in ("silence", "repeat"):
-        raise ValueError(f"conceal is {conceal!r}, allowed: silence, repeat")
+    check_way(conceal)
     header, file = read_any_header(file)
     if model is None:
         model = EncodecModel.from_pretrained(checkpoint_for(header.model_name)).eval()

@@ -14,6 +14,7 @@ from modeling_encodec.configuration_encodec import EncodecConfig
 
 # Segments that may be concealed for each that could be read: a file may claim any length.
 MOST_CONCEALED = 100
+WAYS = ("silence", "repeat")
 # Seconds over which audio fades out before silence and in after it.
 FADE_SECONDS = 0.005
 
@@ -78,6 +79,12 @@ def join_segments(
     if (count := header.segments_in(length)) > MOST_CONCEALED * (len(found) + 1):
         raise EcdcError(f"only {len(found)} of {count} segments could be read, allowed: one in {MOST_CONCEALED}")
     return _join(found, header, config, length)
+
+
+def check_way(conceal: str) -> None:
+    """Refuse what is no way to conceal."""
+    if conceal not in WAYS:
+        raise ValueError(f"conceal is {conceal!r}, allowed: {', '.join(WAYS)}")
 
 
 def _length_to_here(last: DecodedSegment, header: Header, config: EncodecConfig) -> int:

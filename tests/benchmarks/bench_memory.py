@@ -2,10 +2,10 @@
 
     python tests/benchmarks/bench_memory.py [--seconds 60 3600] [--peer-seconds 60 120] [--threads 1]
 
-Every number is of a fresh process of its own, in MB: the most it ever held (VmHWM) less what it held when the model was
-loaded. `in and out` is the share of the tensors that are given and returned, which a call cannot do without. Calls take
-the standard 24 kHz size with random weights; the command line takes the bundled checkpoint and files of noise, and has
-no signal in memory. 6 kbps. Linux only.
+Every line is a fresh process, in MB: what it held when the model was loaded, the most it held from then on (VmHWM),
+and the difference. `in and out` is the share of the tensors that are given and returned, which a call cannot do
+without. Calls take the standard 24 kHz size with random weights; the command line takes the bundled checkpoint and
+files of noise, and has no signal in memory. 6 kbps. Linux only.
 """
 
 import argparse
@@ -112,11 +112,14 @@ def run_call(work: str, seconds: int) -> tuple[float, int]:
 
 def run_command(paths: tuple[str, ...]) -> float:
     """The command line's own main, in this process; MB that it takes to load the bundled model."""
+    import transformers
+
     from modeling_encodec.bitstream import compression  # noqa: F401
     from modeling_encodec.checkpoints import bundled_checkpoint
     from modeling_encodec.cli import main as command_line
     from modeling_encodec.modeling_encodec import EncodecModel
 
+    transformers.logging.disable_progress_bar()
     model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()
     for parameter in model.parameters():  # they may still lie in the file
         parameter.sum()

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_streaming.py [--steps 1000] [--batch 1 4] [--threads 1]
 
-Standard 24 kHz size, random weights, 6 kbps, batch 1; a step is 13.3 ms of audio. Where CUDA is there, also batch 1 and
-64 on it. Beside it stands a limit: the bytes of weights that a step reads (a CPU computes rows one by one), over the
-rate at which memory is copied. Weights that stay in a cache may be read faster than that.
+Standard 24 kHz size, random weights, 6 kbps; a step is 13.3 ms of audio. Where CUDA is there, also batch 1 and 64 on
+it. Beside it stands a limit: the bytes of weights that a step reads (a CPU computes rows one by one), over the rate at
+which memory is copied. Weights that stay in a cache may be read faster than that.
 """
 
 import argparse
@@ -115,11 +115,17 @@ def time_steps(model: EncodecModel, batch: int, steps: int) -> tuple[list[float]
 
 def timed(work: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
     """Seconds until the result is there, and the result."""
+    wait()
     start = time.perf_counter()
     result = work()
-    if result.device.type == "cuda":
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - start, result
+
+
+def wait() -> None:
+    """Until nothing is under way."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def quantile(record: list[float], share: float) -> float:
