@@ -89,9 +89,19 @@ class LayerSteps:
     """Layers that remember: the encoder or the decoder of a model that codes the whole signal."""
 
     def __init__(
-        self, model: EncodecModel, net: torch.nn.Module, mode: str, graphs: bool, prepare=as_it_is, finish=as_it_is
+        self,
+        model: EncodecModel,
+        net: torch.nn.Module,
+        mode: str,
+        *,
+        prepare=as_it_is,
+        finish=as_it_is,
+        graphs: bool = False,
+        onnx_hop=None,
     ):
-        self.model, self.net, self.prepare, self.finish = model, net, prepare, finish
+        """`prepare` makes the network's inputs of what is pushed, `finish` what is given out of its outputs;
+        `onnx_hop` does it all for one hop."""
+        self.model, self.net, self.prepare, self.finish, self.onnx_hop = model, net, prepare, finish, onnx_hop
         self.graphs = {} if graphs else None
         self.begun = mode == "low_latency"  # silence before the signal is a state as any
         channels = model.config.audio_channels, model.config.hidden_size
@@ -113,8 +123,13 @@ class LayerSteps:
 
     def advance(self, state: StreamState, inputs: tuple, end: bool) -> tuple[tuple, StreamState]:
         """The next inputs of rows that stand at one place -> what can be made of them and those that waited."""
-        x = torch.cat([state.waiting[..., : int(state.counts[0])], self.prepare(inputs[0])], dim=2)
-        started, total, hop = bool(state.started[0]), x.shape[2], self.net.hop
+        started, waits, hop = bool(state.started[0]), int(state.counts[0]), self.net.hop
+        one_hop = started and not end and waits == 0 and inputs[0].shape[2] == hop
+        if one_hop and self.onnx_hop is not None and self.onnx_hop.fits(inputs[0]):
+            given, layers = self.onnx_hop(inputs[0], state.layers)
+            return (given,), replace(state, layers=layers)
+        x = torch.cat([state.waiting[..., :waits], self.prepare(inputs[0])], dim=2)
+        total = x.shape[2]
         least = 0 if started else self.net.start
         used = total if end else least + (total - least) // hop * hop if total >= least else 0
         outputs, layers = [], state.layers

@@ -159,12 +159,14 @@ class StreamingEncoder(_Stream):
         *,
         num_quantizers: int | None = None,
         cuda_graphs: bool = False,
+        onnx_step: str | Path | None = None,
     ):
         """Args:
             bandwidth: kbps, the model's smallest by default; or `num_quantizers`.
             batch_size: signals side by side; the same number of samples of each is pushed.
             mode: `exact` waits for the beginning's reflection, `low_latency` has silence before the signal.
             cuda_graphs: on a GPU, take one hop by a recorded graph. Change no weights then.
+            onnx_step: `encoder_step.onnx` as exported from this model; pushes of one hop are then done by onnxruntime.
 
         Raises:
             ValueError: for a model that needs the whole signal, or not causal in `low_latency`.
@@ -174,7 +176,8 @@ class StreamingEncoder(_Stream):
         self.scales = None
         if model.config.chunk_length is None:
             finish = functools.partial(model.quantize, num_quantizers=self.num_quantizers)
-            self._start(LayerSteps(model, model.encoder, mode, cuda_graphs, finish=finish))
+            hop = _onnx_hop(onnx_step, "encoder", model, self.num_quantizers)
+            self._start(LayerSteps(model, model.encoder, mode, finish=finish, graphs=cuda_graphs, onnx_hop=hop))
         else:
             self._start(ChunkEncoding(model, self.num_quantizers))
 
@@ -248,12 +251,16 @@ class StreamingDecoder(_Stream):
         mode: Literal["exact", "low_latency"] = "exact",
         *,
         cuda_graphs: bool = False,
+        onnx_step: str | Path | None = None,
     ):
+        """As of `StreamingEncoder`; `onnx_step` is used for as many codebooks as it was exported with."""
         super().__init__(model, batch_size, mode, "decoder", cuda_graphs)
         self.lengths = torch.zeros(batch_size, dtype=torch.int64)
         if model.config.chunk_length is None:
             finish = functools.partial(torch.Tensor.to, dtype=model.dtype)
-            self._start(LayerSteps(model, model.decoder, mode, cuda_graphs, model.embed_checked, finish))
+            hop = _onnx_hop(onnx_step, "decoder", model)
+            options = {"prepare": model.embed_checked, "finish": finish, "graphs": cuda_graphs, "onnx_hop": hop}
+            self._start(LayerSteps(model, model.decoder, mode, **options))
         else:
             self._start(ChunkDecoding(model))
 
@@ -326,6 +333,16 @@ class StreamingDecoder(_Stream):
         self.lengths = torch.zeros(self.batch_size, dtype=torch.int64)
         self.lengths[rows] = torch.tensor([part.shape[-1] for part in audio])
         return self._gather(rows, audio, 0)
+
+
+def _onnx_hop(path: str | Path | None, kind: str, model: EncodecModel, num_quantizers: int | None = None):
+    if path is None:
+        return None
+    from modeling_encodec.export import OnnxHop
+
+    if model.device.type != "cpu" or model.compute_dtype != torch.float32:
+        raise ValueError(f"onnx_step is given on {model.device} in {model.compute_dtype}, allowed: cpu, float32")
+    return OnnxHop(path, kind, model, num_quantizers)
 
 
 # ---- signals of any length -----------------------------------------------------------------------------------------

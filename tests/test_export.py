@@ -8,6 +8,7 @@ from conftest import noise
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from modeling_encodec.export import Decoder, Encoder, export_onnx
+from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
 
 
 needs_onnx = pytest.mark.skipif(not importlib.util.find_spec("onnxruntime"), reason="onnxruntime is not at hand")
@@ -97,3 +98,32 @@ def test_onnx(small_models, tmp_path, name):
             names = [slot.name for slot in session.get_inputs()]
             output, *given = session.run(None, dict(zip(names, [piece.numpy(), *given])))
             torch.testing.assert_close(torch.from_numpy(output), expected, atol=1e-4, rtol=0)
+
+
+@needs_onnx
+@torch.no_grad()
+def test_streams_by_onnx_steps_are_the_same(small_models, tmp_path):
+    model, other = small_models["24khz"], small_models["32khz"]
+    export_onnx(model, tmp_path, 4)
+    audio = make_audio(model, 3, 20 * 320 + 50)
+    whole = model.encode(audio, num_quantizers=4)
+    paths = {kind: tmp_path / f"{kind}_step.onnx" for kind in ("encoder", "decoder")}
+    for mode in ("exact", "low_latency"):
+        given = {}
+        for by_onnx in (False, True):
+            steps = {kind: {"onnx_step": path if by_onnx else None} for kind, path in paths.items()}
+            encoder = StreamingEncoder(model, batch_size=3, mode=mode, num_quantizers=4, **steps["encoder"])
+            decoder = StreamingDecoder(model, 3, mode, **steps["decoder"])
+            codes = [encoder.push(piece) for piece in audio.split(320, dim=2)] + [encoder.flush()]
+            heard = [decoder.push(part[..., at : at + 1]) for part in codes for at in range(part.shape[2])]
+            given[by_onnx] = torch.cat(codes, 2), torch.cat([*heard, decoder.flush()], 2)
+        assert torch.equal(given[True][0], given[False][0])
+        torch.testing.assert_close(given[True][1], given[False][1], rtol=0, atol=1e-5)
+        if mode == "exact":
+            assert torch.equal(given[True][0], whole.audio_codes[0])
+    with pytest.raises(ValueError, match="is a step of"):
+        StreamingEncoder(model, num_quantizers=3, onnx_step=paths["encoder"])
+    with pytest.raises(ValueError, match="is a step of"):
+        StreamingDecoder(other, onnx_step=paths["decoder"])
+    with pytest.raises(ValueError, match="is a step of"):
+        StreamingDecoder(model, onnx_step=paths["encoder"])

@@ -5,7 +5,6 @@ decodable alone: the language model begins anew, which costs it a little at ever
 language model would make it longer.
 """
 
-import fcntl
 import math
 import os
 import zlib
@@ -175,8 +174,10 @@ def _can_go_back(file: BinaryIO) -> bool:
     if not getattr(file, "seekable", lambda: False)():
         return False
     try:
+        import fcntl
+
         return not fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_APPEND
-    except (AttributeError, OSError):  # no file of the system's
+    except (ImportError, AttributeError, OSError):  # no file of the system's, or not a system that tells
         return "a" not in str(getattr(file, "mode", ""))
 
 

@@ -8,8 +8,10 @@ which memory is copied. Weights that stay in a cache may be read faster than tha
 """
 
 import argparse
+import importlib.util
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 import torch
 
 from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.export import export_onnx
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
 
@@ -61,18 +64,22 @@ def run_device(model: EncodecModel, batches: list[int], steps: int) -> None:
                 print("no bfloat16 worth using here: fast is exact")
                 continue
             run_case(model, batch, steps, rate)
-    model.precision = "exact"
+        model.precision = "exact"
+        if model.device.type == "cpu" and importlib.util.find_spec("onnxruntime"):
+            with tempfile.TemporaryDirectory() as folder:
+                export_onnx(model, folder, model.resolve_quantizers(BANDWIDTH, None))
+                run_case(model, batch, steps, rate, Path(folder))
 
 
-def run_case(model: EncodecModel, batch: int, steps: int, rate: float) -> None:
-    """One batch size in one precision."""
+def run_case(model: EncodecModel, batch: int, steps: int, rate: float, onnx: Path | None = None) -> None:
+    """One batch size in one precision, or by the ONNX steps in a folder."""
     starts = [first_push(model, batch) for _ in range(4)][1:]  # the first of them also folds the weights
-    encoding, decoding = time_steps(model, batch, steps)
+    encoding, decoding = time_steps(model, batch, steps, onnx)
     parts = {"encoder": encoding, "decoder": decoding, "both": [sum(pair) for pair in zip(encoding, decoding)]}
     rows = 1 if model.computes_rows_together else batch
     weights = dict(zip(("encoder", "decoder"), weight_bytes(model)))
     weights["both"] = sum(weights.values())
-    label = f"{model.precision}, batch {batch}"
+    label = f"{'onnx' if onnx else model.precision}, batch {batch}"
     for part, record in parts.items():
         cells = " ".join(f"{1000 * quantile(record, share):7.2f}" for share in (0.5, 0.9, 0.99, 1))
         read = rows * weights[part]
@@ -82,11 +89,14 @@ def run_case(model: EncodecModel, batch: int, steps: int, rate: float) -> None:
     print(f"{'':14} first push: encoder {encoder:.2f}, decoder {decoder:.2f}")
 
 
-def begin(model: EncodecModel, batch: int) -> tuple[StreamingEncoder, StreamingDecoder, torch.Tensor]:
+def begin(
+    model: EncodecModel, batch: int, onnx: Path | None = None
+) -> tuple[StreamingEncoder, StreamingDecoder, torch.Tensor]:
     """Streams at their beginning, and the samples that give the first codes."""
-    encoder = StreamingEncoder(model, bandwidth=BANDWIDTH, batch_size=batch)
+    paths = [onnx and onnx / f"{kind}_step.onnx" for kind in ("encoder", "decoder")]
+    encoder = StreamingEncoder(model, bandwidth=BANDWIDTH, batch_size=batch, onnx_step=paths[0])
     start = 0.1 * torch.randn(batch, 1, encoder.start_latency, device=model.device)
-    return encoder, StreamingDecoder(model, batch_size=batch), start
+    return encoder, StreamingDecoder(model, batch_size=batch, onnx_step=paths[1]), start
 
 
 def first_push(model: EncodecModel, batch: int) -> tuple[float, float]:
@@ -98,9 +108,9 @@ def first_push(model: EncodecModel, batch: int) -> tuple[float, float]:
     return encoding, decoding
 
 
-def time_steps(model: EncodecModel, batch: int, steps: int) -> tuple[list[float], list[float]]:
+def time_steps(model: EncodecModel, batch: int, steps: int, onnx: Path | None) -> tuple[list[float], list[float]]:
     """Seconds of each step of an encoder and of a decoder that have begun and are warm."""
-    encoder, decoder, start = begin(model, batch)
+    encoder, decoder, start = begin(model, batch, onnx)
     decoder.push(encoder.push(start))
     hop, encoding, decoding = model.config.hop_length, [], []
     audio = 0.1 * torch.randn(batch, 1, hop * (WARM_UP + steps), device=model.device)
