@@ -13,7 +13,6 @@ differ from those of the row alone where two codebook entries are equally near w
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -24,6 +23,7 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from .batching_encodec import as_tensor, group_by_length, row_lengths, stack_chunks, stack_scales, whole_numbers
 from .configuration_encodec import EncodecConfig
 from .outputs_encodec import EncodecDecoderOutput, EncodecEncoderOutput, EncodecOutput
+from .precision_encodec import exact_float32, has_bfloat16
 from .quantization_encodec import EncodecEuclideanCodebook, EncodecResidualVectorQuantizer
 from .seanet_encodec import EncodecDecoder, EncodecEncoder, split_blocks
 
@@ -401,7 +401,7 @@ class EncodecModel(EncodecPreTrainedModel):
     @property
     def compute_dtype(self) -> torch.dtype:
         """What encoder and decoder compute in where no gradient is wanted."""
-        fast = self.precision == "fast" and _has_bfloat16(self.device)
+        fast = self.precision == "fast" and has_bfloat16(self.device)
         return torch.bfloat16 if fast else self.dtype
 
     @property
@@ -480,30 +480,6 @@ def _run_ragged(net: nn.Module, pieces: list[torch.Tensor], prepare, finish, dty
     equal = bool((lengths == longest).all())
     output = finish(net.step(prepare(batch), lengths=None if equal else lengths, dtype=dtype)[0])
     return [row[None, :, :length] for row, length in zip(output, net.output_lengths(lengths).tolist())]
-
-
-@functools.cache
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 products are faster than float32 ones there."""
-    if device.type == "cpu":
-        found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-@contextmanager
-def exact_float32():
-    """Full float32 products, whatever the process allows itself: TF32 and bfloat16 passes change codes."""
-    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
-    places = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
-    allowed = [place.fp32_precision for place in places]
-    try:
-        for place in places:
-            place.fp32_precision = "ieee"
-        yield
-    finally:
-        for place, precision in zip(places, allowed):
-            place.fp32_precision = precision
 
 
 # What `save_pretrained` writes carries this code along, for `trust_remote_code` on a machine without this package.

@@ -20,8 +20,9 @@ import torch
 
 from modeling_encodec.batching_encodec import as_tensor
 from modeling_encodec.bitstream.fingerprints import stream_fingerprint
-from modeling_encodec.modeling_encodec import EncodecModel, exact_float32
+from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import NO_CODE
+from modeling_encodec.precision_encodec import exact_float32
 from modeling_encodec.stream_steps import ChunkDecoding, ChunkEncoding, LayerSteps, StreamState, split_chunks
 
 

@@ -14,7 +14,7 @@ NAMES = ["24khz", "48khz", "32khz"]
 @pytest.fixture(autouse=True)
 def has_bfloat16(monkeypatch):
     """Also on machines where it is slow."""
-    monkeypatch.setattr(modeling_encodec, "_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(modeling_encodec, "has_bfloat16", lambda device: True)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_gradients_are_exact(model):
 def test_where_bfloat16_is_slow_fast_is_exact(model, monkeypatch):
     audio = noise(1, 1, 5000)
     expected = model.encode(audio).audio_codes
-    monkeypatch.setattr(modeling_encodec, "_has_bfloat16", lambda device: False)
+    monkeypatch.setattr(modeling_encodec, "has_bfloat16", lambda device: False)
     model.precision = "fast"
     assert model.compute_dtype == torch.float32 and torch.equal(model.encode(audio).audio_codes, expected)
 
