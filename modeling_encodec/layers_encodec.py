@@ -344,8 +344,8 @@ class EncodecLSTM(Folding):
         if state is None:
             state = x.new_zeros(x.shape[0], 2, self.lstm.num_layers, self.lstm.hidden_size)
         state = [part.contiguous() for part in state.permute(1, 2, 0, 3)]
-        few = len(sequence) <= FEW_FRAMES and x.device.type == "cpu"
-        if few and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        alone = x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if alone and x.shape[3] <= FEW_FRAMES:  # asked last, since a compiler would make the length a constant
             y, *state = _lstm_steps(sequence, *state, self.weights(x.dtype, few=True))
         else:
             y, *state = _operator("lstm")(sequence, *state, self.weights(x.dtype))

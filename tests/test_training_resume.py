@@ -176,7 +176,9 @@ def test_two_processes_are_equal_and_like_one(config, place, tmp_path):
     for ours, single in zip(log_of(options)[:5], log_of(alone)[:5]):
         for name in single:
             if name.startswith(("train/", "share/")):
-                assert ours[name] == pytest.approx(single[name], rel=0.02, abs=1e-4), (single["update"], name)
+                # Rounding that differs between the two grows with every update, and most in the gradient's norm.
+                near = 0.05 if name == "train/gradient_norm" else 0.02
+                assert ours[name] == pytest.approx(single[name], rel=near, abs=1e-4), (single["update"], name)
 
 
 def test_accelerate_launch_runs_it(config):
