@@ -92,7 +92,7 @@ def encode(
 
     sounds_like = codec.config.sampling_rate, codec.config.audio_channels
     if stream:
-        from modeling_encodec.live import SEGMENT_SECONDS, encode_live
+        from modeling_encodec.live import LIVE_SEGMENT_SECONDS, encode_live
 
         encode_live(
             codec,
@@ -103,7 +103,7 @@ def encode(
             mode=mode,
             lm=language_model,
             lm_name=language_model and name_of(language_model),
-            segment_seconds=SEGMENT_SECONDS if segment is None else segment,
+            segment_seconds=LIVE_SEGMENT_SECONDS if segment is None else segment,
         )
         return
 

@@ -22,7 +22,7 @@ from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder, signa
 
 
 # Seconds of a segment: what a receiver waits for, at the price of 16 bytes each.
-SEGMENT_SECONDS = 0.1
+LIVE_SEGMENT_SECONDS = 0.1
 # Segments lost in a row that are concealed; a longer gap ends the stream.
 MOST_LOST = 1000
 PCM = np.dtype("<i2")
@@ -38,7 +38,7 @@ def encode_live(
     mode: Literal["exact", "low_latency"] = "exact",
     lm: EncodecLM | None = None,
     lm_name: str | None = None,
-    segment_seconds: float = SEGMENT_SECONDS,
+    segment_seconds: float = LIVE_SEGMENT_SECONDS,
 ) -> None:
     """Code the PCM that arrives at `source` until it ends; every full segment is written at once."""
     encoder = StreamingEncoder(model, num_quantizers=num_quantizers, mode=mode)

@@ -36,6 +36,11 @@ ACCELERATOR_BLOCK_FRAMES = 4096
 ACCELERATOR_BATCH_FRAMES = 65536
 
 
+def as_it_is(x: torch.Tensor) -> torch.Tensor:
+    """`x`, where nothing is to be done to it."""
+    return x
+
+
 class EncodecPreTrainedModel(PreTrainedAudioTokenizerBase):
     """Loading, saving and initial weights."""
 
@@ -412,10 +417,9 @@ class EncodecModel(EncodecPreTrainedModel):
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return self.config.return_dict if return_dict is None else return_dict
 
-    def _run(self, net: EncodecEncoder | EncodecDecoder, pieces: list, prepare=None, finish=None) -> list:
+    def _run(self, net: EncodecEncoder | EncodecDecoder, pieces: list, prepare=as_it_is, finish=as_it_is) -> list:
         """`net` on each (1, C, T) piece, as if alone. `prepare` makes its input of a piece's blocks, and `finish` what
         is returned of its output, so that no more than a block of either is kept."""
-        prepare, finish = prepare or as_it_is, finish or as_it_is
         if not self.computes_rows_together:
             return [self._run_piece(net, piece, prepare, finish) for piece in pieces]
         dtype = None if torch.is_grad_enabled() else self.compute_dtype
@@ -444,7 +448,7 @@ class EncodecModel(EncodecPreTrainedModel):
         return whole
 
     def run_blocks(
-        self, net: EncodecEncoder | EncodecDecoder, piece: torch.Tensor, state=None, end: bool = True, prepare=None
+        self, net: EncodecEncoder | EncodecDecoder, piece: torch.Tensor, state=None, end: bool = True, prepare=as_it_is
     ) -> Iterator[tuple[torch.Tensor, tuple]]:
         """`net.step` on the next piece (B, C, T) of signals, which takes a bounded number of frames at a time: outputs
         and the state after each. Blocks are counted from the signals' beginning."""
@@ -455,7 +459,7 @@ class EncodecModel(EncodecPreTrainedModel):
         for start, stop in split_blocks(piece.shape[2], size, first):
             block = piece[..., start:stop]
             last = end and stop == piece.shape[2]
-            block = prepare(block) if prepare else block
+            block = prepare(block)
             dtype = None if torch.is_grad_enabled() else self.compute_dtype
             output, state = net.step(block, state, last, block=fine, dtype=dtype)
             yield output, state
@@ -465,11 +469,6 @@ def overlap_triangle(length: int, device: torch.device) -> torch.Tensor:
     """What a chunk of `length` samples is faded by: nearly 0 at its ends, 0.5 in the middle, float32."""
     time = torch.linspace(0, 1, length + 2, device=device)[1:-1]
     return 0.5 - (time - 0.5).abs()
-
-
-def as_it_is(x: torch.Tensor) -> torch.Tensor:
-    """`x`, where nothing is to be done to it."""
-    return x
 
 
 def _run_ragged(net: nn.Module, pieces: list[torch.Tensor], prepare, finish, dtype) -> list[torch.Tensor]:
