@@ -72,8 +72,11 @@ LAYERS = {
     "training.lm_trainer": 6,
     "export": 6,
     "live": 8,
-    "cli": 10,
-    "__main__": 11,
+    "commands.shared": 0,
+    "commands.coding": 10,
+    "commands.models": 10,
+    "cli": 11,
+    "__main__": 12,
 }
 SOURCES = {
     **{path.relative_to(ROOT / "modeling_encodec"): path for path in (ROOT / "modeling_encodec").rglob("*.py")},

@@ -1,0 +1,44 @@
+"""What the commands share: options, loading a model, lines on stderr."""
+
+import os
+from typing import Annotated
+
+import typer
+
+
+# Typer carries a click of its own, and of its errors names only this subclass.
+UsageError = typer.BadParameter.__base__
+
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder or Hub id (default: the bundled one).")]
+LMModel = Annotated[
+    str | None, typer.Option("--lm-model", help="Language model: folder or Hub id (default: the bundled one).")
+]
+Device = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1 ...")]
+Precision = Annotated[str, typer.Option("--precision", help="exact, or fast: in bfloat16 where the machine has it.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that exist.")]
+
+
+def load(name: str, device: str, kind: str = "EncodecModel"):
+    """The model `name` of this class, ready to run on `device`."""
+    import torch
+    import transformers
+
+    import modeling_encodec
+
+    transformers.logging.disable_progress_bar()
+    try:
+        return getattr(modeling_encodec, kind).from_pretrained(name).eval().to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:  # an unknown or absent device
+        raise ValueError(f"device is {device!r}: {one_line(error)}") from None
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def say(line: str) -> None:
+    """A line for whoever runs the command; results alone go to stdout."""
+    typer.echo(line, err=True)
