@@ -1,8 +1,10 @@
-"""How close a decoded signal is to the original."""
+"""How close a decoded signal is to the original, by its samples and spectra. Judgements by models of hearing are in
+`perceptual.py`."""
 
 import functools
 
 import torch
+from torch.nn import functional as F
 
 from modeling_encodec.evaluation.mel import MelSpectrogram
 
@@ -13,25 +15,51 @@ def si_snr(reference: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
     Both signals lose their mean; the estimate's part along the reference is signal, the rest noise (paper 4.3).
     Infinite for an exact copy up to gain; NaN where the reference is silent.
     """
-    if reference.shape != estimate.shape:
-        raise ValueError(f"shapes are {tuple(reference.shape)} and {tuple(estimate.shape)}, allowed: equal ones")
-    reference, estimate = (x.double() - x.double().mean(-1, keepdim=True) for x in (reference, estimate))
-    gain = (estimate * reference).sum(-1, keepdim=True) / reference.square().sum(-1, keepdim=True)
-    signal = gain * reference
-    return 10 * torch.log10(signal.square().sum(-1) / (estimate - signal).square().sum(-1))
+    _check_shapes(reference, estimate)
+    return _si_snr(reference.double(), estimate.double())
+
+
+def windowed_si_snr(
+    reference: torch.Tensor, estimate: torch.Tensor, sampling_rate: int, seconds: float = 5.0
+) -> torch.Tensor:
+    """Mean SI-SNR in dB of windows of `seconds`, (..., T) -> (...), as audiocraft computes it (with the sign of a
+    ratio, not of a loss).
+
+    A window begins every half window as long as there is audio, filled up with zeros, so the last holds half a window
+    of audio at most; energies have the float32 epsilon times the window's length added, so that silence gives a
+    number: 0 dB against silence.
+    """
+    _check_shapes(reference, estimate)
+    window = max(2, int(seconds * sampling_rate))
+    stride, length = window // 2, reference.shape[-1]
+    padding = (-(-length // stride) - 1) * stride + window - length
+    windows = [F.pad(x.double(), (0, padding)).unfold(-1, window, stride) for x in (reference, estimate)]
+    return _si_snr(*windows, epsilon=torch.finfo(torch.float32).eps * window).mean(-1)
 
 
 def mel_distance(reference: torch.Tensor, estimate: torch.Tensor, sampling_rate: int) -> torch.Tensor:
     """How far spectra are apart, (..., T) -> (...): mean |difference| of log10 mel power (64 bands, windows 2^5 to
     2^11 samples, each divided by its window's energy; powers below 1e-5 count as 1e-5). 0 for an exact copy."""
-    if reference.shape != estimate.shape:
-        raise ValueError(f"shapes are {tuple(reference.shape)} and {tuple(estimate.shape)}, allowed: equal ones")
+    _check_shapes(reference, estimate)
     distances = []
     for exponent in range(5, 12):
         mel = _mel_spectrogram(sampling_rate, 2**exponent, reference.device)
         ours, theirs = (mel(x).clamp(min=1e-5).log10() for x in (reference, estimate))
         distances.append((ours - theirs).abs().mean((-2, -1)))
     return torch.stack(distances).mean(0)
+
+
+def _check_shapes(reference: torch.Tensor, estimate: torch.Tensor) -> None:
+    if reference.shape != estimate.shape:
+        raise ValueError(f"shapes are {tuple(reference.shape)} and {tuple(estimate.shape)}, allowed: equal ones")
+
+
+def _si_snr(reference: torch.Tensor, estimate: torch.Tensor, epsilon: float = 0.0) -> torch.Tensor:
+    reference, estimate = (x - x.mean(-1, keepdim=True) for x in (reference, estimate))
+    energy = reference.square().sum(-1, keepdim=True) + epsilon
+    signal = (estimate * reference).sum(-1, keepdim=True) / energy * reference
+    noise = (estimate - signal).square().sum(-1)
+    return 10 * torch.log10((signal.square().sum(-1) + epsilon) / (noise + epsilon))
 
 
 @functools.lru_cache(maxsize=32)
