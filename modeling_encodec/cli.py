@@ -7,6 +7,7 @@ imported inside them.
 import typer
 
 from modeling_encodec.commands.coding import decode, encode, info
+from modeling_encodec.commands.evaluate import evaluate
 from modeling_encodec.commands.models import demo, export, train, train_lm
 from modeling_encodec.commands.shared import UsageError, one_line, say
 
@@ -20,12 +21,13 @@ app = typer.Typer(
 for command in (encode, decode, info, export, demo, train):
     app.command()(command)
 app.command("train-lm")(train_lm)
+app.add_typer(evaluate, name="evaluate")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
-        app(args=argv, standalone_mode=False)
+        code = app(args=argv, standalone_mode=False)  # of an exit before the end: 130 if interrupted
     except UsageError as error:
         say(f"modeling-encodec: {error.format_message()}")
         return 2
@@ -33,8 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"modeling-encodec: {one_line(error)}")
         return 2
     except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    if code == 130:
         say("modeling-encodec: interrupted")
-        return 130
-    except typer.Exit as stop:
-        return stop.exit_code
-    return 0
+    return code or 0

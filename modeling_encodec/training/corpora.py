@@ -218,7 +218,7 @@ def open_corpus(
     # A folder for each corpus, so that opening one does not drop what is known of the others.
     cache = cache_folder and Path(cache_folder) / re.sub(r"[^\w.-]", "_", config.name)
     if dataset is not None or config.kind == "dataset":
-        dataset = _prepare(config, _load_dataset(config) if dataset is None else dataset)
+        dataset = audio_column(config, load_dataset(config) if dataset is None else dataset)
         if not hasattr(dataset, "__len__"):
             return StreamedCorpus(config, dataset)
         clips, skipped = _index_dataset(config, dataset, cache, workers)
@@ -275,7 +275,13 @@ def _import_datasets():
     return datasets
 
 
-def _load_dataset(config: CorpusConfig):
+def load_dataset(config: CorpusConfig):
+    """The dataset of a corpus, from the Hub or a folder of `save_to_disk`.
+
+    Raises:
+        ValueError: for a split that it has not.
+        ImportError: if `datasets` is missing.
+    """
     datasets = _import_datasets()
     folder = Path(config.source)
     if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
@@ -288,8 +294,12 @@ def _load_dataset(config: CorpusConfig):
     return dataset.to_iterable_dataset() if config.streaming else dataset
 
 
-def _prepare(config: CorpusConfig, dataset):
-    """The dataset's audio column alone, its audio left encoded."""
+def audio_column(config: CorpusConfig, dataset):
+    """The dataset's audio column alone, its audio left encoded.
+
+    Raises:
+        ValueError: if it is no dataset, or has no such column.
+    """
     datasets = _import_datasets()
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
         raise ValueError(

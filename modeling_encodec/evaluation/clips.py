@@ -1,0 +1,189 @@
+"""Clips to evaluate on: of a folder, a manifest, or a `datasets` dataset; each with its category.
+
+Categories are the folders directly inside a folder, a manifest's field, or a dataset's column. Audio is decoded by
+libsndfile and resampled by soxr, as everywhere in the project.
+"""
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from modeling_encodec.processors.audio import AUDIO_SUFFIXES, read_audio
+from modeling_encodec.training.clips import Location, encoded_seconds
+from modeling_encodec.training.corpora import DatasetRow, audio_column, load_dataset
+from modeling_encodec.training.options import CorpusConfig
+
+
+# Of a manifest or dataset: the first of these that is there, unless another is asked for.
+CATEGORY_FIELDS = ("category", "kind", "domain")
+NO_CATEGORY = "uncategorised"
+ALL = "all"  # the name of everything together in results
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Encoded audio: its `name`, of which no two are equal, and its `category`. `seconds`: as its header says, or what
+    is left of that: `offset` seconds into the file it begins."""
+
+    name: str
+    category: str
+    seconds: float
+    location: Location = field(repr=False)
+    offset: float = 0.0
+
+    def read(self, sampling_rate: int, channels: int) -> np.ndarray:
+        """Its audio as float32 (channels, T) at `sampling_rate` Hz.
+
+        Raises:
+            ValueError: if it cannot be read, or has more channels than fit.
+        """
+        location = self.location() if callable(self.location) else self.location
+        try:
+            audio, _ = read_audio(
+                BytesIO(location) if isinstance(location, bytes) else location, sampling_rate, channels
+            )
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"{self.name}: {str(error).removeprefix(f'{location}: ')}") from None
+        first = round(self.offset * sampling_rate)
+        return audio[:, first : first + max(1, round(self.seconds * sampling_rate))]
+
+
+def list_clips(
+    source: str | os.PathLike,
+    *,
+    category: str | None = None,
+    split: str = "test",
+    subset: str | None = None,
+    column: str = "audio",
+) -> list[Clip]:
+    """Every clip of a source, sorted by name (of a dataset: in its order).
+
+    Args:
+        source: a folder of audio; a manifest (.jsonl or .csv with a `path` in each row, .txt with paths, relative to
+            the manifest); a folder of `datasets`' `save_to_disk`; or a dataset's Hub id.
+        category: the manifest's field or dataset's column that names categories.
+        split, subset, column: of a dataset; `column` holds the audio.
+
+    Raises:
+        FileNotFoundError: if there is no such source.
+        ValueError: if it holds no audio, or has no such field.
+    """
+    path = Path(source)
+    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    if path.is_file():
+        clips = _of_manifest(path, category)
+    elif path.is_dir() and not saved:
+        clips = _of_folder(path)
+    elif saved or _like_hub_id(source):
+        clips = _of_dataset(
+            CorpusConfig(path.name, str(source), "dataset", split=split, subset=subset, column=column), category
+        )
+    else:
+        raise FileNotFoundError(f"{source}: no such folder, manifest or dataset")
+    if not clips:
+        raise ValueError(f"{source}: holds no clips, allowed: at least one ({', '.join(AUDIO_SUFFIXES)})")
+    reserved = next((clip for clip in clips if clip.category == ALL), None)
+    if reserved is not None:
+        raise ValueError(f"{reserved.name}: category is {ALL!r}, allowed: other names, for that one is of all clips")
+    return clips
+
+
+def select_clips(
+    clips: Sequence[Clip],
+    *,
+    most: int | None = None,
+    least_seconds: float = 0.0,
+    most_seconds: float | None = None,
+    seed: int = 0,
+) -> list[Clip]:
+    """The clips of at least `least_seconds`, `most` of each category, equal for equal seeds; of a clip longer than
+    `most_seconds` its middle.
+
+    Raises:
+        ValueError: if none is left.
+    """
+    ranks = {clip.name: hashlib.sha256(f"{seed} {clip.name}".encode()).hexdigest() for clip in clips}
+    chosen = []
+    for category in sorted({clip.category for clip in clips}):
+        long = [clip for clip in clips if clip.category == category and clip.seconds >= least_seconds]
+        chosen += sorted(long, key=lambda clip: ranks[clip.name])[:most]
+    if not chosen:
+        raise ValueError(f"none of {len(clips)} clips is left, allowed: some of at least {least_seconds:g} s")
+    kept = {clip.name for clip in chosen}
+    return [_middle(clip, most_seconds) for clip in clips if clip.name in kept]
+
+
+def _middle(clip: Clip, most_seconds: float | None) -> Clip:
+    if most_seconds is None or clip.seconds <= most_seconds:
+        return clip
+    return replace(clip, seconds=most_seconds, offset=(clip.seconds - most_seconds) / 2)
+
+
+def _of_folder(folder: Path) -> list[Clip]:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
+    clips = []
+    for path in paths:
+        place = path.relative_to(folder)
+        category = place.parts[0] if len(place.parts) > 1 else NO_CATEGORY
+        clips.append(Clip(place.as_posix(), category, encoded_seconds(str(path)), str(path)))
+    return clips
+
+
+def _of_manifest(manifest: Path, category: str | None) -> list[Clip]:
+    rows = _manifest_rows(manifest)
+    category = _category_field(category, {key for row in rows for key in row}, manifest)
+    clips = {}
+    for row in rows:
+        path = manifest.parent / row["path"]
+        name = str(row.get(category) or NO_CATEGORY) if category else NO_CATEGORY
+        clips[row["path"]] = Clip(row["path"], name, encoded_seconds(str(path)), str(path))
+    return [clips[name] for name in sorted(clips)]
+
+
+def _manifest_rows(manifest: Path) -> list[dict]:
+    if manifest.suffix not in (".jsonl", ".csv", ".txt"):
+        raise ValueError(f"{manifest}: no manifest, allowed: .jsonl, .csv, .txt, or a folder or dataset")
+    try:
+        with manifest.open(encoding="utf-8-sig", newline="") as file:
+            if manifest.suffix == ".csv":
+                rows = list(csv.DictReader(file))
+            else:
+                lines = [line.strip() for line in file if line.strip()]
+                rows = [{"path": line} if manifest.suffix == ".txt" else json.loads(line) for line in lines]
+        if not all(isinstance(row["path"], str) for row in rows):
+            raise ValueError("a path is no text")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{manifest}: no manifest ({type(error).__name__}: {error}), allowed: a path in every row"
+        ) from None
+    return rows
+
+
+def _of_dataset(config: CorpusConfig, category: str | None) -> list[Clip]:
+    dataset = load_dataset(config)
+    category = _category_field(category, set(dataset.column_names), config.source)
+    categories = [str(value) for value in dataset[category]] if category else [NO_CATEGORY] * len(dataset)
+    audio = audio_column(config, dataset)
+    clips = []
+    for row, name in enumerate(categories):
+        location = DatasetRow(audio, config.column, row)
+        clips.append(Clip(f"{config.name}, row {row:06d}", name, encoded_seconds(location), location))
+    return clips
+
+
+def _category_field(asked: str | None, there: set[str], source) -> str | None:
+    if asked is not None and asked not in there:
+        raise ValueError(f"{source}: category is {asked!r}, allowed: {', '.join(sorted(there))}")
+    return asked or next((name for name in CATEGORY_FIELDS if name in there), None)
+
+
+def _like_hub_id(source: str | os.PathLike) -> bool:
+    parts = str(source).split("/")
+    return len(parts) == 2 and all(parts) and not str(source).startswith(".")

@@ -1,0 +1,178 @@
+"""An evaluation: every clip through every system, kept clip by clip, so that it can be stopped, gone on with, and
+shared by several processes.
+
+    OUT/run.json             what is evaluated, on what, and how; the run goes on only if that is the same
+    OUT/clips/000017.json    what is known of a clip; its .npz: how often each code was used
+    OUT/evaluation.json …    made at the end from all of these (`report.py`), whoever computed them
+
+Process r of w takes the clips r, r + w, …; no results travel between processes but through these files.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from modeling_encodec.atomic import atomic_path
+from modeling_encodec.bitstream.compression import name_of
+from modeling_encodec.bitstream.fingerprints import stream_fingerprint
+from modeling_encodec.evaluation.clips import Clip
+from modeling_encodec.evaluation.scoring import METRICS, count_codes, score_clip
+from modeling_encodec.evaluation.systems import System, program_versions
+from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.modeling_lm_encodec import EncodecLM
+
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("modeling-encodec", "torch", "transformers", "numpy", "soundfile", "soxr", "scipy")
+METRIC_PACKAGES = {"visqol_audio": "visqol-python", "visqol_speech": "visqol-python", "pesq": "pesq", "stoi": "pystoi"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated: a model, beside others, on clips, by metrics. `data` names the clips' source, `selection` how
+    they were chosen from it; `missing` says what could not be measured, and why."""
+
+    model: EncodecModel
+    lm: EncodecLM | None
+    systems: Sequence[System]
+    clips: Sequence[Clip]
+    metrics: Sequence[str]
+    data: str
+    selection: str
+    missing: dict[str, str]
+
+    def describe(self) -> dict:
+        """What decides the results, and nothing else: equal for equal evaluations."""
+        config = self.model.config
+        return {
+            "format": 1,
+            "model": {
+                "name": name_of(self.model),
+                "weights_sha256": weights_sha256(self.model),
+                "fingerprint": stream_fingerprint(self.model),
+                "sampling_rate": config.sampling_rate,
+                "audio_channels": config.audio_channels,
+                "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+                "precision": self.model.precision,
+                "language_model": self.lm and {"name": name_of(self.lm), "weights_sha256": weights_sha256(self.lm)},
+            },
+            "systems": [{"system": system.name, "kbps": system.kbps} for system in self.systems],
+            "data": {"name": self.data, "selection": self.selection},
+            "method": method(self.metrics),
+            "versions": versions(self.metrics),
+            "missing": self.missing,
+            "clips_sha256": _sha256([[clip.name, clip.category, clip.seconds, clip.offset] for clip in self.clips]),
+        }
+
+
+def run_evaluation(evaluation: Evaluation, folder: Path, *, force: bool = False) -> bool:
+    """Score every clip that is not scored yet; True on the first of several processes, when all have done theirs.
+
+    Raises:
+        FileExistsError: if `folder` holds something else, or another evaluation and `force` is not set.
+        ValueError: if not one clip could be scored.
+    """
+    rank, processes, wait = _processes()
+    if rank == 0:
+        _start(evaluation.describe(), folder, force)
+    wait()
+    numbers = range(rank, len(evaluation.clips), processes)
+    todo = [number for number in numbers if not clip_path(folder, number).exists()]
+    with tqdm(total=len(numbers), initial=len(numbers) - len(todo), unit="clip", disable=rank > 0) as bar:
+        for number in todo:
+            _keep(evaluation, evaluation.clips[number], clip_path(folder, number))
+            bar.update()
+    wait()
+    return rank == 0
+
+
+def clip_path(folder: Path, number: int) -> Path:
+    """Where the record of clip `number` lies."""
+    return folder / "clips" / f"{number:06d}.json"
+
+
+def method(metrics: Sequence[str]) -> dict:
+    """How everything is measured."""
+    return {
+        "resampler": 'soxr "HQ", for files, between systems and for metrics',
+        "alignment": "decoded audio cut or padded with zeros to the clip's length; no delay is taken out; `lag` is "
+        "the median delay in samples by cross-correlation, looked for up to 50 ms",
+        "bitrate": "bytes of whole files with their headers, of all clips together, over their seconds; `lm_kbps` "
+        "with the language model",
+        "interval": "mean over clips and its 95 % confidence interval by Student's t distribution",
+        "metrics": {name: METRICS[name].definition for name in metrics},
+    }
+
+
+def versions(metrics: Sequence[str]) -> dict[str, str]:
+    """What was used, in which version."""
+    packages = dict.fromkeys([*PACKAGES, *(METRIC_PACKAGES[name] for name in metrics if name in METRIC_PACKAGES)])
+    return {name: importlib.metadata.version(name) for name in packages} | program_versions()
+
+
+def weights_sha256(model: EncodecModel | EncodecLM) -> str | None:
+    """Of the file that a model was loaded from; None where that is not one file at hand."""
+    from transformers.utils import cached_file
+
+    source = model.config._name_or_path
+    try:
+        path = source and cached_file(source, "model.safetensors", local_files_only=True)
+    except OSError:
+        path = None
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
+
+
+def _keep(evaluation: Evaluation, clip: Clip, path: Path) -> None:
+    try:
+        record = score_clip(clip, evaluation.systems, evaluation.metrics, evaluation.model)
+        counts = count_codes(clip, evaluation.model)
+    except ValueError as error:
+        logger.warning("left out: %s", error)
+        record, counts = {"clip": clip.name, "category": clip.category, "failed": str(error)}, None
+    if counts is not None:
+        with atomic_path(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, counts=counts)
+    with atomic_path(path) as temporary:  # last: a clip with a record is done
+        temporary.write_text(json.dumps(record))
+
+
+def _start(description: dict, folder: Path, force: bool) -> None:
+    """Make the folder, or go on in it."""
+    text = json.dumps(description, indent=1)
+    begun = folder / "run.json"
+    if folder.exists() and not begun.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} holds other things, allowed: a new folder, or that of the same evaluation")
+    if begun.exists() and begun.read_text() != text:
+        if not force:
+            old = json.loads(begun.read_text())
+            changed = ", ".join(key for key in description if description[key] != old.get(key))
+            raise FileExistsError(f"{folder} holds another evaluation ({changed} differ); --force begins anew")
+        for path in folder.glob("clips/0*"):
+            path.unlink()
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    with atomic_path(begun) as temporary:
+        temporary.write_text(text)
+
+
+def _processes():
+    """Number of this process, how many there are, and what waits for all."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1, lambda: None
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return state.process_index, state.num_processes, state.wait_for_everyone
+
+
+def _sha256(value) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
