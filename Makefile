@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all lint bench bench-streaming bench-memory bench-lm bench-training clean
+.PHONY: demo test test-all lint cards bench bench-streaming bench-memory bench-lm bench-training clean
 
 demo: $(VENV)/.demo
 	$(BIN)/modeling-encodec demo --out demo_output --force
@@ -18,6 +18,9 @@ test-all: $(VENV)/.dev lint
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+cards: $(VENV)/.dev
+	$(BIN)/python -m modeling_encodec.conversion.model_card model_cards/
 
 bench: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_codec.py

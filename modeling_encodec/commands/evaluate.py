@@ -61,7 +61,7 @@ def metrics(
 ) -> None:
     """Metrics of a codec and of anchors, by bandwidth and category; stopped, the same command goes on."""
     from modeling_encodec.checkpoints import bundled_checkpoint, bundled_lm_checkpoint
-    from modeling_encodec.evaluation.clips import list_clips, select_clips
+    from modeling_encodec.evaluation.clips import describe_choice, list_clips, select_clips
     from modeling_encodec.evaluation.evaluation import Evaluation, run_evaluation
     from modeling_encodec.evaluation.report import table, write_report
     from modeling_encodec.evaluation.scoring import choose_metrics
@@ -76,8 +76,8 @@ def metrics(
     language_model = lm and load(str(bundled_lm_checkpoint()) if lm == "bundled" else lm, device, "EncodecLM")
     anchors = ANCHORS if anchor is None else [name for name in anchor if name != "none"]
     systems, absent = make_systems(codec, language_model, bandwidths=bandwidth, anchors=anchors, original=original)
-    selection = ", ".join(f"{name} {value:g}" for name, value in chosen.items() if value is not None)
-    evaluation = Evaluation(codec, language_model, systems, clips, names, Path(data).name, selection, missing | absent)
+    choice, missing = describe_choice(**chosen), missing | absent
+    evaluation = Evaluation(codec, language_model, systems, clips, names, Path(data).stem, choice, missing)
     if run_evaluation(evaluation, out, force=force):
         results = write_report(evaluation, out)
         typer.echo(table(results))

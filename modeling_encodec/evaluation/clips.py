@@ -120,6 +120,14 @@ def select_clips(
     return [_middle(clip, most_seconds) for clip in clips if clip.name in kept]
 
 
+def describe_choice(*, most: int | None, least_seconds: float, most_seconds: float | None, seed: int) -> str:
+    """What `select_clips` does with these, in words."""
+    parts = ["all" if most is None else f"up to {most} of each category, drawn by seed {seed}"]
+    parts += [f"of at least {least_seconds:g} s"] if least_seconds else []
+    parts += [] if most_seconds is None else [f"the middle {most_seconds:g} s of longer ones"]
+    return ", ".join(parts)
+
+
 def _middle(clip: Clip, most_seconds: float | None) -> Clip:
     if most_seconds is None or clip.seconds <= most_seconds:
         return clip

@@ -6,6 +6,7 @@ is what is stored or sent. What a machine has not got is named, never left out s
 
 import functools
 import io
+import re
 import shutil
 import subprocess
 import tempfile
@@ -195,12 +196,13 @@ def make_systems(
 
 
 def program_versions() -> dict[str, str]:
-    """The first words of what ffmpeg and opusenc say of themselves."""
+    """What ffmpeg and opusenc say of themselves."""
     versions = {}
     for program, option in (("ffmpeg", "-version"), ("opusenc", "--version")):
         if shutil.which(program):
-            said = subprocess.run([program, option], capture_output=True, text=True).stdout
-            versions[program] = said.split("\n")[0].split(" Copyright")[0].strip()
+            said = subprocess.run([program, option], capture_output=True, text=True).stdout.split("\n")[0]
+            found = re.search(r"(?:version|opus-tools) (\S+)", said)
+            versions[program] = found[1] if found else said
     return versions
 
 
