@@ -40,6 +40,8 @@ DISCRIMINATOR_TO_ORIGINAL = [
     (r"\.(convs\.\d+|conv_post)\.", r".\1.conv."),
 ]
 WINDOW = "discriminators.{}.spec_transform.window"
+# Of each kind of wrong weights so many are named.
+MOST_NAMED = 10
 # (start of our name, start of the original's): the rest is the same.
 LM_LAYER = {
     "qkv_proj.": "self_attn.in_proj_",
@@ -73,6 +75,37 @@ def to_original(state: Mapping[str, torch.Tensor], config: EncodecConfig) -> dic
     return renamed
 
 
+def check_shapes(
+    state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], what: str = "discriminator"
+) -> None:
+    """Refuse weights `state` of `what` whose names and shapes are not exactly the `expected`.
+
+    Raises:
+        ValueError: with what is missing, unexpected or of another shape; of each kind ten names, and how many more.
+    """
+    found = [f"{kind}: {_some(names)}" for kind, names in wrong_shapes(state, expected).items() if names]
+    if found:
+        raise ValueError(f"{what} weights are {' | '.join(found)}")
+
+
+def wrong_shapes(state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
+    """What `state` has wrong beside the `expected` names and shapes, by kind of fault."""
+    return {
+        "missing": sorted(expected.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)}, allowed: {tuple(shape)}"
+            for name, shape in expected.items()
+            if name in state and tuple(state[name].shape) != tuple(shape)
+        ],
+    }
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return "; ".join(names[:MOST_NAMED]) + more
+
+
 def discriminator_from_original(
     state: Mapping[str, torch.Tensor], windows: Sequence[int] = WINDOWS
 ) -> dict[str, torch.Tensor]:
@@ -84,7 +117,7 @@ def discriminator_from_original(
     shapes = _discriminator_shapes(state.get("discriminators.0.convs.0.conv.bias"), len(windows))
     names = {_rename(name, DISCRIMINATOR_TO_ORIGINAL): name for name in shapes}
     expected = {name: shapes[ours] for name, ours in names.items()}
-    _check_shapes(state, expected | {WINDOW.format(scale): (window,) for scale, window in enumerate(windows)})
+    check_shapes(state, expected | {WINDOW.format(scale): (window,) for scale, window in enumerate(windows)})
     return {ours: state[name] for name, ours in names.items()}
 
 
@@ -96,7 +129,7 @@ def discriminator_to_original(
     Raises:
         ValueError: with what is missing, unexpected or of another shape.
     """
-    _check_shapes(state, _discriminator_shapes(state.get("discriminators.0.convs.0.bias"), len(windows)))
+    check_shapes(state, _discriminator_shapes(state.get("discriminators.0.convs.0.bias"), len(windows)))
     renamed = {_rename(name, DISCRIMINATOR_TO_ORIGINAL): tensor for name, tensor in state.items()}
     return renamed | {WINDOW.format(scale): torch.hann_window(window) for scale, window in enumerate(windows)}
 
@@ -149,7 +182,7 @@ def lm_from_original(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     for name, parts in LM_STACKED.items():
         rows, *rest = shapes[name]
         expected |= {parts.format(number): (rows // count, *rest) for number in range(count)}
-    _check_shapes(state, expected, "language model")
+    check_shapes(state, expected, "language model")
     ours = {name: state[_lm_name(name)] for name in shapes if name not in LM_STACKED}
     for name, parts in LM_STACKED.items():
         ours[name] = torch.cat([state[parts.format(number)] for number in range(count)])
@@ -166,7 +199,7 @@ def lm_to_original(state: Mapping[str, torch.Tensor], config: EncodecLMConfig) -
     if not config.zero_past_key:
         raise ValueError("zero_past_key is False, allowed: True, as the original knows no other")
     state = {name: tensor for name, tensor in state.items() if not name.startswith("integer.")}
-    _check_shapes(state, _lm_shapes(config), "language model")
+    check_shapes(state, _lm_shapes(config), "language model")
     theirs = {_lm_name(name): tensor for name, tensor in state.items() if name not in LM_STACKED}
     for name, parts in LM_STACKED.items():
         for number, part in enumerate(state[name].chunk(config.num_codebooks)):
@@ -208,23 +241,6 @@ def _size_of(state: Mapping[str, torch.Tensor], name: str, dim: int, otherwise: 
 def _count_of(state: Mapping[str, torch.Tensor], pattern: str) -> int:
     """How many different numbers names have there."""
     return len({match[1] for match in (re.match(pattern, name) for name in state) if match})
-
-
-def _check_shapes(
-    state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], what: str = "discriminator"
-) -> None:
-    problems = {
-        "missing": sorted(expected.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - expected.keys()),
-        "of another shape": [
-            f"{name} {tuple(state[name].shape)}, allowed: {shape}"
-            for name, shape in expected.items()
-            if name in state and tuple(state[name].shape) != shape
-        ],
-    }
-    found = [f"{kind}: {'; '.join(names)}" for kind, names in problems.items() if names]
-    if found:
-        raise ValueError(f"{what} weights are {' | '.join(found)}")
 
 
 def _rename(name: str, rules: list[tuple[str, str]]) -> str:
