@@ -1,4 +1,4 @@
-"""The command line: `modeling-encodec encode | decode | info | export | demo | train | train-lm`.
+"""The command line: `modeling-encodec COMMAND ...`.
 
 A user's error is one line on stderr and exit code 2. The commands are in `commands/`; what takes long to import is
 imported inside them.
@@ -7,8 +7,10 @@ imported inside them.
 import typer
 
 from modeling_encodec.commands.coding import decode, encode, info
+from modeling_encodec.commands.convert import convert
 from modeling_encodec.commands.evaluate import evaluate
 from modeling_encodec.commands.models import demo, export, train, train_lm
+from modeling_encodec.commands.push import push
 from modeling_encodec.commands.shared import UsageError, one_line, say
 
 
@@ -18,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="EnCodec: audio to .ecdc files and back.",
 )
-for command in (encode, decode, info, export, demo, train):
+for command in (encode, decode, info, export, demo, train, convert, push):
     app.command()(command)
 app.command("train-lm")(train_lm)
 app.add_typer(evaluate, name="evaluate")

@@ -35,10 +35,17 @@ LAYERS = {
     "evaluation.mushra_analysis": 2,
     "processors.audio": 1,
     "processors.feature_extraction_encodec": 0,
+    "conversion.audiocraft_settings": 0,
     "conversion.released": 1,
     "conversion.key_mapping": 1,
+    "conversion.checkpoint_files": 2,
+    "conversion.architecture": 4,
+    "conversion.verification": 6,
+    "conversion.checkpoint_writing": 7,
+    "conversion.convert": 8,
     "conversion.card_values": 8,
     "conversion.model_card": 9,
+    "conversion.push_to_hub": 10,
     "quantization_encodec": 1,
     "layers_encodec": 1,
     "seanet_encodec": 2,
@@ -82,14 +89,16 @@ LAYERS = {
     "training.code_sequences": 5,
     "training.code_corpus": 6,
     "training.lm_update": 5,
-    "training.run": 5,
-    "training.trainer": 6,
-    "training.lm_trainer": 6,
+    "training.run": 11,
+    "training.trainer": 12,
+    "training.lm_trainer": 12,
     "export": 6,
     "live": 8,
     "commands.shared": 0,
     "commands.coding": 10,
     "commands.models": 10,
+    "commands.convert": 10,
+    "commands.push": 11,
     "commands.mushra": 13,
     "commands.evaluate": 14,
     "cli": 15,
@@ -114,7 +123,9 @@ def imports_of(path: Path) -> list[tuple[str, int]]:
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("modeling_encodec")):
-            found.append(((node.module or "").removeprefix("modeling_encodec").lstrip("."), node.level))
+            module = (node.module or "").removeprefix("modeling_encodec").lstrip(".")
+            modules = [f"{module}.{name.name}" for name in node.names if f"{module}.{name.name}" in LAYERS]
+            found += [(target, node.level) for target in modules or [module]]
         elif isinstance(node, ast.Import):
             assert not any(name.name.split(".")[0] in ("processors", "conversion") for name in node.names), path
     return found

@@ -206,7 +206,7 @@ def test_bad_files_are_listed_and_never_fatal(config, tmp_path):
 def test_pushes_the_finished_model(config, monkeypatch):
     pushed = []
     monkeypatch.setattr(run_module, "make_repository", pushed.append)
-    monkeypatch.setattr(run_module, "push", lambda folder, repository: pushed.append((folder, repository)))
+    monkeypatch.setattr(run_module, "push_folder", lambda *arguments, message: pushed.append(arguments))
     trainer = run(dataclasses.replace(config, push_to="someone/codec"))
     assert pushed == ["someone/codec", (trainer.folder / "model", "someone/codec")]
 

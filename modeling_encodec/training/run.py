@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
+from modeling_encodec.conversion.push_to_hub import make_repository, push_folder
 from modeling_encodec.training.checkpoint import CHECKPOINT, load_checkpoint
 from modeling_encodec.training.mixing import batch_loader
 from modeling_encodec.training.optimization import NonFiniteLoss
@@ -68,7 +69,7 @@ class TrainingRun:
             done = self._loop(signals)
             self.save()
         if done and push_to:
-            push(self.folder / "model", push_to)
+            push_folder(self.folder / "model", push_to, message="Trained with modeling-encodec")
         return "finished" if done else "stopped"
 
     def start(self) -> None:
@@ -195,20 +196,6 @@ def check_folder(source: str | Path) -> None:
     """
     if Path(source).is_absolute() and not Path(source).is_dir():
         raise FileNotFoundError(f"{source}: no such model folder")
-
-
-def make_repository(repository: str) -> None:
-    """Make a Hub repository, if it is not there."""
-    from huggingface_hub import HfApi
-
-    HfApi().create_repo(repository, exist_ok=True)
-
-
-def push(folder: Path, repository: str) -> None:
-    """Upload a model folder to a Hub repository."""
-    from huggingface_hub import HfApi
-
-    HfApi().upload_folder(repo_id=repository, folder_path=folder, commit_message="Trained with modeling-encodec")
 
 
 def _share_of_batch(config: RunConfig, processes: int) -> int:
