@@ -77,6 +77,7 @@ class Absent:  # this machine does not have the package
 sys.meta_path.insert(0, Absent())
 import torch
 from transformers import AutoFeatureExtractor, AutoModel, EncodecModel
+torch.set_num_threads(1)
 given = torch.load("given.pt")
 extractor = AutoFeatureExtractor.from_pretrained("me/codec", trust_remote_code=True)
 inputs = extractor(given["audio"].numpy(), sampling_rate=extractor.sampling_rate, return_tensors="pt")
@@ -117,7 +118,8 @@ def test_pushed_models_load_on_a_machine_without_this_package(hub, codec, small_
         assert weights.keys() == model.state_dict().keys()
         assert all(torch.equal(weights[key], tensor) for key, tensor in model.state_dict().items())
     where, logits, weights = found["lm"]
-    assert where.startswith("transformers_modules.me.lm") and torch.equal(logits, lm(codes).logits)
+    assert where.startswith("transformers_modules.me.lm")
+    torch.testing.assert_close(logits, lm(codes).logits.detach())
     assert all(torch.equal(weights[key], tensor) for key, tensor in lm.state_dict().items())
 
 
