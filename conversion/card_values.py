@@ -98,8 +98,11 @@ def tidy(text: str, width: int = 119) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     """A Markdown table. Cells are text or numbers; none is an empty cell."""
-    cells = [[cell if isinstance(cell, str) else short(cell) for cell in row] for row in [header, *rows]]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+
+    def text(cell) -> str:
+        return " ".join(cell.split()).replace("|", "\\|") if isinstance(cell, str) else short(cell)
+
+    lines = ["| " + " | ".join(map(text, row)) + " |" for row in [header, *rows]]
     return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
@@ -411,6 +414,8 @@ def beside_opus(evaluation: dict) -> list[str]:
         ]
         rest = [words[name] for name in METRICS if name in other]
         rate = f"At {short(ours['kbps'])} kbps"
+        if not better + other:
+            continue
         if not said:
             sentences.append(f"{rate} Opus is better by none of the metrics.")
         else:

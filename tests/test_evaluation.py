@@ -18,7 +18,7 @@ from conftest import clip as synthetic
 from peers import import_encodec, original_model
 
 from modeling_encodec.bitstream.compression import compress, decompress
-from modeling_encodec.evaluation import report, systems
+from modeling_encodec.evaluation import evaluation, report, systems
 from modeling_encodec.evaluation.clips import Clip, list_clips
 from modeling_encodec.evaluation.metrics import si_snr
 from modeling_encodec.evaluation.plots import save_rate_distortion
@@ -165,6 +165,56 @@ def test_two_processes_give_what_one_does(run, model_folder, data, tmp_path):
     assert (tmp_path / "two" / "evaluation.json").read_bytes() == (tmp_path / "one" / "evaluation.json").read_bytes()
 
 
+def test_what_changed_or_failed_is_scored_again_and_nothing_else(run, model_folder, data, tmp_path, monkeypatch):
+    clips = shutil.copytree(data, tmp_path / "clips")
+    command = ("evaluate", model_folder / "codec", clips, "-o", tmp_path / "out", *QUICK)
+    louder, rate = soundfile.read(clips / "speech" / "b.wav")
+    (clips / "speech" / "a.wav").write_bytes(b"RIFF")
+    assert run(*command)[0] == 0 and "speech/a.wav" in results_of(tmp_path / "out")["data"]["failed"]
+    before = results_of(tmp_path / "out")
+    scored, keep = [], evaluation._keep
+    monkeypatch.setattr(evaluation, "_keep", lambda *given: scored.append(given[1].name) or keep(*given))
+    assert run(*command)[0] == 0 and scored == ["speech/a.wav"]  # which has failed
+    soundfile.write(clips / "speech" / "b.wav", louder[::-1], rate, subtype="FLOAT")
+    assert run(*command)[0] == 0 and scored == ["speech/a.wav"] * 2 + ["speech/b.wav"]
+    assert results_of(tmp_path / "out")["data"]["sha256"] != before["data"]["sha256"]
+    scored.clear()
+    assert run(*command, "--force")[0] == 0 and len(scored) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"clip": "speech/a.wav"', b"\x00\xff"])
+def test_damaged_records_are_made_anew(run, model_folder, data, tmp_path, content):
+    command = ("evaluate", model_folder / "codec", data, "-o", tmp_path / "out", *QUICK)
+    assert run(*command)[0] == 0
+    whole = (tmp_path / "out" / "evaluation.json").read_bytes()
+    for name in ("clips/000001.json", "clips/000001.npz"):
+        (tmp_path / "out" / name).write_bytes(content)
+        assert run(*command)[0] == 0
+        assert (tmp_path / "out" / "evaluation.json").read_bytes() == whole
+    (tmp_path / "out" / "clips" / "000000.npz").unlink()
+    (tmp_path / "out" / "run.json").write_bytes(content if content != b"{}" else b"null")
+    code, _, lines = run(*command)
+    assert code == 2 and ("run.json: damaged" in lines[-1] or "another evaluation" in lines[-1])
+    assert run(*command, "--force")[0] == 0
+    assert (tmp_path / "out" / "evaluation.json").read_bytes() == whole
+
+
+def test_odd_names_spoil_no_table_and_no_picture(run, model_folder, data, tmp_path):
+    (tmp_path / "odd").mkdir()
+    shutil.copytree(data / "speech", tmp_path / "odd" / "a|b $x_{$ ü")
+    shutil.copytree(data / "music", tmp_path / "odd" / "_hidden")
+    codec = shutil.copytree(model_folder / "codec", tmp_path / "_q$x_{$")
+    assert run("evaluate", codec, tmp_path / "odd", "-o", tmp_path / "out", *QUICK)[0] == 0
+    lines = (tmp_path / "out" / "results.md").read_text().splitlines()
+    assert {line.replace("\\|", "").count("|") for line in lines} == {8}
+    assert set(results_of(tmp_path / "out")["data"]["categories"]) == {"_hidden", "a|b $x_{$ ü"}
+
+
+def test_what_is_asked_twice_is_done_once(run, model_folder, data, tmp_path):
+    assert run("evaluate", model_folder / "codec", data, "-o", tmp_path, *QUICK, "-b", "0.9", "-b", "0.9")[0] == 0
+    assert sum(row["category"] == "all" for row in results_of(tmp_path)["results"]) == 2  # and the identity
+
+
 def test_another_evaluation_is_not_mixed_in(run, model_folder, data, tmp_path):
     command = ("evaluate", model_folder / "codec", data, "-o", tmp_path / "out", *QUICK)
     assert run(*command, "-b", "0.9")[0] == 0
@@ -198,7 +248,13 @@ def test_a_bad_clip_is_named_and_the_others_are_measured(run, model_folder, data
         (("-b", "7"), "bandwidth is 7 kbps, allowed: 0.9, 1.8, 3.6"),
         (("--metric", "snr"), "metric is 'snr', allowed: si_snr"),
         (("--anchor", "flac@6"), "anchor is 'flac@6', allowed: opus@KBPS, mp3@KBPS"),
-        (("--anchor", "opus@900"), "opus at 900 kbps, allowed: 1 to 510"),
+        (("--anchor", "opus@6."), "anchor is 'opus@6.', allowed: opus@KBPS, mp3@KBPS"),
+        (("--anchor", "opus@257"), "opus at 257 kbps, allowed: 1 to 256 for this model's audio"),
+        (("--anchor", "mp3@320"), "mp3 at 320 kbps, allowed: 8 to 160 for this model's audio"),
+        (("--lm", "bundled"), "the language model"),
+        (("--most-seconds", "0"), "most_seconds is 0, allowed: above 0"),
+        (("--most-seconds", "nan"), "most_seconds is nan, allowed: above 0"),
+        (("--least-seconds", "-1"), "least_seconds is -1, allowed: 0 or more"),
         (("--least-seconds", "99"), "none of 3 clips is left, allowed: some of at least 99 s"),
         (("--device", "abacus"), "device is 'abacus'"),
     ],
@@ -215,7 +271,7 @@ def test_refusals(run, model_folder, data, tmp_path, arguments, message):
 @pytest.mark.parametrize("rate", [24000, 32000])
 def test_opus_is_counted_by_its_file_and_comes_back_in_place(rate):
     audio, _ = read_audio(next(iter(systems_clips())), rate, 1)
-    low, high = (systems.Program("opus", kbps, rate).code(audio) for kbps in (12, 48))
+    low, high = (systems.Program("opus", kbps, rate, 1).code(audio) for kbps in (12, 48))
     for coded, kbps in ((low, 12), (high, 48)):
         assert coded.audio.shape == audio.shape
         assert 0.7 * kbps < 8 * coded.bytes / (audio.shape[1] / rate) / 1000 < 1.6 * kbps
@@ -268,7 +324,7 @@ def test_codebook_use_counts_codes_and_no_padding(name, small_models, tmp_path):
     audio = synthetic(model, 2.3)
     soundfile.write(tmp_path / "a.wav", audio.numpy().T, model.config.sampling_rate, subtype="FLOAT")
     coded = model.encode(audio[None], num_quantizers=model.config.num_quantizers)
-    counts = count_codes(list_clips(tmp_path)[0], model)
+    counts = count_codes(list_clips(tmp_path)[0].read(model.config.sampling_rate, len(audio)), model)
     frames = sum(model.config.num_frames(stop - start) for start, stop in model.config.chunk_spans(audio.shape[1]))
     assert (counts.sum(1) == frames).all()
     for codebook, row in enumerate(counts):
@@ -278,11 +334,8 @@ def test_codebook_use_counts_codes_and_no_padding(name, small_models, tmp_path):
         assert {entry: count for entry, count in enumerate(row.tolist()) if count} == seen
 
 
-def test_perplexity_of_known_codes(tmp_path):
-    (tmp_path / "clips").mkdir()
-    counts = np.array([[5, 5, 5, 5], [20, 0, 0, 0], [10, 10, 0, 0]], np.uint32)
-    np.savez_compressed(tmp_path / "clips" / "000000.npz", counts=counts)
-    use = report._codebook_use(tmp_path, [{"clip": "a"}, {"clip": "b", "failed": "no"}])
+def test_perplexity_of_known_codes():
+    use = report._codebook_use(np.array([[5, 5, 5, 5], [20, 0, 0, 0], [10, 10, 0, 0]]))
     assert [book["used"] for book in use] == [1, 0.25, 0.5]
     assert [book["perplexity"] for book in use] == pytest.approx([4, 1, 2], abs=1e-3)
 

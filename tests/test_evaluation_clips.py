@@ -55,6 +55,59 @@ def test_manifests(folder, suffix):
             list_clips(manifest, category="colour")
 
 
+def test_manifests_with_places_of_this_machine(folder):
+    rows = [{"path": str(folder / "x.wav"), "kind": "a"}, {"path": "speech/../x.wav", "kind": "a"}]
+    (folder / "music" / "list.jsonl").write_text(
+        "\n".join(map(json.dumps, [rows[0], {"path": "../x.wav", "kind": "a"}]))
+    )
+    (clip,) = list_clips(folder / "music" / "list.jsonl")  # one file, however it is called
+    assert clip.name == "../x.wav" and clip.read(8000, 1).shape == (1, 8000)
+    (folder / "list.jsonl").write_text("\n".join(map(json.dumps, [rows[0], rows[1] | {"kind": "b"}])))
+    with pytest.raises(ValueError, match="x.wav: is listed as 'a' and 'b', allowed: one category"):
+        list_clips(folder / "list.jsonl")
+
+
+def test_odd_categories_of_manifests(folder):
+    for value, category in ((0, "0"), (None, "uncategorised"), ("", "uncategorised")):
+        (folder / "list.jsonl").write_text(json.dumps({"path": "x.wav", "kind": value}))
+        assert list_clips(folder / "list.jsonl")[0].category == category
+    for text, message in (
+        (json.dumps({"path": "x.wav", "kind": ["x"]}), "x.wav: category is a list, allowed: text"),
+        (json.dumps({"path": "x.wav", "kind": "a\nb"}), r"is called 'a\\nb', allowed: printable text"),
+    ):
+        (folder / "list.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            list_clips(folder / "list.jsonl")
+    (folder / "list.csv").write_text("path,kind\nx.wav,a,extra\n")
+    with pytest.raises(ValueError, match="more values than there are columns"):
+        list_clips(folder / "list.csv", category="nix")
+
+
+def test_names_that_are_no_text(folder):
+    source = str(folder).encode() + b"/\xff.wav"
+    try:
+        soundfile.write(source, tone(1), 8000, format="WAV")
+    except (OSError, soundfile.LibsndfileError):
+        pytest.skip("the file system takes no such name")
+    with pytest.raises(ValueError, match=r"a clip or category is called '\\udcff.wav', allowed: printable text"):
+        list_clips(folder)
+
+
+def test_classes_and_nothing_in_a_dataset(folder):
+    datasets = pytest.importorskip("datasets")
+    encoded = {"bytes": (folder / "x.wav").read_bytes(), "path": None}
+    features = datasets.Features(
+        {"audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+         "kind": datasets.ClassLabel(names=["talk", "song"])}
+    )  # fmt: skip
+    rows = {"audio": [encoded, encoded, None], "kind": [1, None, 0]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(folder / "saved")
+    clips = list_clips(folder / "saved")
+    assert [clip.category for clip in clips] == ["song", "uncategorised", "talk"]
+    with pytest.raises(ValueError, match=r"^saved, row 000002: audio is a "):
+        clips[2].read(8000, 1)
+
+
 def test_a_dataset_is_read_without_its_own_decoder(folder):
     datasets = pytest.importorskip("datasets")
     encoded = []

@@ -49,7 +49,8 @@ def metrics(
     most: Annotated[int | None, typer.Option("--most", min=1, help="Clips of each category (default: all).")] = None,
     least_seconds: Annotated[float, typer.Option("--least-seconds", help="Leave shorter clips out.")] = 0.0,
     most_seconds: Annotated[
-        float | None, typer.Option("--most-seconds", help="Of longer clips take the middle (default: whole).")
+        float | None,
+        typer.Option("--most-seconds", help="Of longer clips take the middle (ViSQOL of 10 min: 5 GB)."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the choice of clips.")] = 0,
     split: Annotated[str, typer.Option("--split", help="Of a dataset.")] = "test",
@@ -77,7 +78,9 @@ def metrics(
     anchors = ANCHORS if anchor is None else [name for name in anchor if name != "none"]
     systems, absent = make_systems(codec, language_model, bandwidths=bandwidth, anchors=anchors, original=original)
     choice, missing = describe_choice(**chosen), missing | absent
-    evaluation = Evaluation(codec, language_model, systems, clips, names, Path(data).stem, choice, missing)
+    place = Path(data).resolve()
+    source = place.stem if place.is_file() else place.name
+    evaluation = Evaluation(codec, language_model, systems, clips, names, source, choice, missing)
     if run_evaluation(evaluation, out, force=force):
         results = write_report(evaluation, out)
         typer.echo(table(results))

@@ -7,6 +7,7 @@ libsndfile and resampled by soxr, as everywhere in the project.
 import csv
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from modeling_encodec.processors.audio import AUDIO_SUFFIXES, read_audio
-from modeling_encodec.training.clips import Location, encoded_seconds
+from modeling_encodec.training.clips import Location, UnusableClip, encoded_seconds
 from modeling_encodec.training.corpora import DatasetRow, audio_column, load_dataset
 from modeling_encodec.training.options import CorpusConfig
 
@@ -44,15 +45,27 @@ class Clip:
         Raises:
             ValueError: if it cannot be read, or has more channels than fit.
         """
-        location = self.location() if callable(self.location) else self.location
+        location = self.location
         try:
-            audio, _ = read_audio(
-                BytesIO(location) if isinstance(location, bytes) else location, sampling_rate, channels
-            )
+            location = location() if callable(location) else location
+            file = BytesIO(location) if isinstance(location, bytes) else location
+            audio, _ = read_audio(file, sampling_rate, channels)
+        except UnusableClip as error:
+            raise ValueError(f"{self.name}: {error.reason}") from None
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"{self.name}: {str(error).removeprefix(f'{location}: ')}") from None
         first = round(self.offset * sampling_rate)
         return audio[:, first : first + max(1, round(self.seconds * sampling_rate))]
+
+    def mark(self) -> list:
+        """Changes when its audio does: of a file its size and time of change, of a dataset its fingerprint."""
+        try:
+            if isinstance(self.location, str):
+                found = os.stat(self.location)
+                return [found.st_size, found.st_mtime_ns, self.offset, self.seconds]
+        except OSError:
+            return []
+        return [getattr(getattr(self.location, "dataset", None), "_fingerprint", None), self.offset, self.seconds]
 
 
 def list_clips(
@@ -89,9 +102,12 @@ def list_clips(
         raise FileNotFoundError(f"{source}: no such folder, manifest or dataset")
     if not clips:
         raise ValueError(f"{source}: holds no clips, allowed: at least one ({', '.join(AUDIO_SUFFIXES)})")
-    reserved = next((clip for clip in clips if clip.category == ALL), None)
-    if reserved is not None:
-        raise ValueError(f"{reserved.name}: category is {ALL!r}, allowed: other names, for that one is of all clips")
+    for clip in clips:
+        if clip.category == ALL:
+            raise ValueError(f"{clip.name}: category is {ALL!r}, allowed: other names, for that one is of all clips")
+        for text in (clip.name, clip.category):
+            if not text.isprintable():
+                raise ValueError(f"a clip or category is called {text!a}, allowed: printable text")
     return clips
 
 
@@ -107,8 +123,12 @@ def select_clips(
     `most_seconds` its middle.
 
     Raises:
-        ValueError: if none is left.
+        ValueError: if none is left, or for a length that is none.
     """
+    if not 0 <= least_seconds < math.inf:
+        raise ValueError(f"least_seconds is {least_seconds:g}, allowed: 0 or more")
+    if most_seconds is not None and not 0 < most_seconds < math.inf:
+        raise ValueError(f"most_seconds is {most_seconds:g}, allowed: above 0")
     ranks = {clip.name: hashlib.sha256(f"{seed} {clip.name}".encode()).hexdigest() for clip in clips}
     chosen = []
     for category in sorted({clip.category for clip in clips}):
@@ -147,12 +167,24 @@ def _of_folder(folder: Path) -> list[Clip]:
 def _of_manifest(manifest: Path, category: str | None) -> list[Clip]:
     rows = _manifest_rows(manifest)
     category = _category_field(category, {key for row in rows for key in row}, manifest)
-    clips = {}
+    clips: dict[str, Clip] = {}
     for row in rows:
         path = manifest.parent / row["path"]
-        name = str(row.get(category) or NO_CATEGORY) if category else NO_CATEGORY
-        clips[row["path"]] = Clip(row["path"], name, encoded_seconds(str(path)), str(path))
-    return [clips[name] for name in sorted(clips)]
+        # Places of this machine are no names.
+        name = os.path.relpath(path, manifest.parent) if os.path.isabs(row["path"]) else row["path"]
+        clip = Clip(name, _category(row.get(category), name), encoded_seconds(str(path)), str(path))
+        other = clips.setdefault(os.path.realpath(path), clip)
+        if other.category != clip.category:
+            raise ValueError(f"{name}: is listed as {other.category!r} and {clip.category!r}, allowed: one category")
+    return sorted(clips.values(), key=lambda clip: clip.name)
+
+
+def _category(value, name: str) -> str:
+    if value is None or value == "":
+        return NO_CATEGORY
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    raise ValueError(f"{name}: category is a {type(value).__name__}, allowed: text")
 
 
 def _manifest_rows(manifest: Path) -> list[dict]:
@@ -167,6 +199,8 @@ def _manifest_rows(manifest: Path) -> list[dict]:
                 rows = [{"path": line} if manifest.suffix == ".txt" else json.loads(line) for line in lines]
         if not all(isinstance(row["path"], str) for row in rows):
             raise ValueError("a path is no text")
+        if any(None in row for row in rows):
+            raise ValueError("a row has more values than there are columns")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{manifest}: no manifest ({type(error).__name__}: {error}), allowed: a path in every row"
@@ -177,12 +211,14 @@ def _manifest_rows(manifest: Path) -> list[dict]:
 def _of_dataset(config: CorpusConfig, category: str | None) -> list[Clip]:
     dataset = load_dataset(config)
     category = _category_field(category, set(dataset.column_names), config.source)
-    categories = [str(value) for value in dataset[category]] if category else [NO_CATEGORY] * len(dataset)
+    values = dataset[category] if category else [None] * len(dataset)
+    if category and hasattr(dataset.features[category], "int2str"):  # numbers of classes
+        values = [None if value is None else dataset.features[category].int2str(value) for value in values]
     audio = audio_column(config, dataset)
     clips = []
-    for row, name in enumerate(categories):
-        location = DatasetRow(audio, config.column, row)
-        clips.append(Clip(f"{config.name}, row {row:06d}", name, encoded_seconds(location), location))
+    for row, value in enumerate(values):
+        name, location = f"{config.name}, row {row:06d}", DatasetRow(audio, config.column, row)
+        clips.append(Clip(name, _category(value, name), encoded_seconds(location), location))
     return clips
 
 

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,24 +77,41 @@ class Evaluation:
 
 
 def run_evaluation(evaluation: Evaluation, folder: Path, *, force: bool = False) -> bool:
-    """Score every clip that is not scored yet; True on the first of several processes, when all have done theirs.
+    """Score every clip that is not scored yet, all of them with `force`; True on the first of several processes, when
+    all have done theirs.
 
     Raises:
         FileExistsError: if `folder` holds something else, or another evaluation and `force` is not set.
-        ValueError: if not one clip could be scored.
+        ValueError: if what it holds is damaged.
     """
     rank, processes, wait = _processes()
     if rank == 0:
         _start(evaluation.describe(), folder, force)
     wait()
     numbers = range(rank, len(evaluation.clips), processes)
-    todo = [number for number in numbers if not clip_path(folder, number).exists()]
+    todo = [number for number in numbers if "rows" not in (read_record(evaluation, folder, number) or {})]
     with tqdm(total=len(numbers), initial=len(numbers) - len(todo), unit="clip", disable=rank > 0) as bar:
         for number in todo:
             _keep(evaluation, evaluation.clips[number], clip_path(folder, number))
             bar.update()
     wait()
     return rank == 0
+
+
+def read_record(evaluation: Evaluation, folder: Path, number: int) -> dict | None:
+    """What is kept of a clip, with how often it used each code as `counts`; None unless it is whole, and of the clip
+    as it is now."""
+    path, clip = clip_path(folder, number), evaluation.clips[number]
+    try:
+        record = json.loads(path.read_text())
+        if (record["clip"], record["mark"]) != (clip.name, clip.mark()):
+            return None
+        if "failed" not in record:
+            with np.load(path.with_suffix(".npz")) as kept:
+                record["counts"] = kept["counts"].astype(np.int64)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return None
+    return record
 
 
 def clip_path(folder: Path, number: int) -> Path:
@@ -133,35 +151,45 @@ def weights_sha256(model: EncodecModel | EncodecLM) -> str | None:
 
 
 def _keep(evaluation: Evaluation, clip: Clip, path: Path) -> None:
+    model = evaluation.model
+    rate, channels = model.config.sampling_rate, model.config.audio_channels
     try:
-        record = score_clip(clip, evaluation.systems, evaluation.metrics, evaluation.model)
-        counts = count_codes(clip, evaluation.model)
+        audio = clip.read(rate, channels)
     except ValueError as error:
         logger.warning("left out: %s", error)
-        record, counts = {"clip": clip.name, "category": clip.category, "failed": str(error)}, None
-    if counts is not None:
+        record = {"clip": clip.name, "mark": clip.mark(), "category": clip.category, "failed": str(error)}
+    else:
+        record = score_clip(clip, audio, rate, evaluation.systems, evaluation.metrics)
         with atomic_path(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, counts=counts)
+            np.savez_compressed(file, counts=count_codes(audio, model))
     with atomic_path(path) as temporary:  # last: a clip with a record is done
         temporary.write_text(json.dumps(record))
 
 
 def _start(description: dict, folder: Path, force: bool) -> None:
     """Make the folder, or go on in it."""
-    text = json.dumps(description, indent=1)
     begun = folder / "run.json"
-    if folder.exists() and not begun.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} holds other things, allowed: a new folder, or that of the same evaluation")
-    if begun.exists() and begun.read_text() != text:
-        if not force:
-            old = json.loads(begun.read_text())
-            changed = ", ".join(key for key in description if description[key] != old.get(key))
-            raise FileExistsError(f"{folder} holds another evaluation ({changed} differ); --force begins anew")
-        for path in folder.glob("clips/0*"):
+    if not begun.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise FileExistsError(f"{folder} holds other things, allowed: a new folder, or that of this evaluation")
+    elif force:
+        for path in folder.glob("clips/*"):
             path.unlink()
-    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    else:
+        _check_same(description, begun)
     with atomic_path(begun) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(json.dumps(description, indent=1))
+    (folder / "clips").mkdir(exist_ok=True)
+
+
+def _check_same(description: dict, begun: Path) -> None:
+    try:
+        old = dict(json.loads(begun.read_text()))
+    except (ValueError, TypeError):
+        raise ValueError(f"{begun}: damaged; --force begins anew") from None
+    changed = ", ".join(key for key in description if description[key] != old.get(key))
+    if changed:
+        raise FileExistsError(f"{begun.parent} holds another evaluation ({changed} differ); --force begins anew")
 
 
 def _processes():

@@ -13,7 +13,7 @@ def si_snr(reference: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
     """Scale-invariant signal-to-noise ratio in dB over the last axis, (..., T) -> (...).
 
     Both signals lose their mean; the estimate's part along the reference is signal, the rest noise (paper 4.3).
-    Infinite for an exact copy up to gain; NaN where the reference is silent.
+    Infinite for an exact copy up to gain, minus infinity for silence; NaN where the reference is silent.
     """
     _check_shapes(reference, estimate)
     return _si_snr(reference.double(), estimate.double())
@@ -27,7 +27,7 @@ def windowed_si_snr(
 
     A window begins every half window as long as there is audio, filled up with zeros, so the last holds half a window
     of audio at most; energies have the float32 epsilon times the window's length added, so that silence gives a
-    number: 0 dB against silence.
+    number: 0 dB for silence of either.
     """
     _check_shapes(reference, estimate)
     window = max(2, int(seconds * sampling_rate))
@@ -58,8 +58,10 @@ def _si_snr(reference: torch.Tensor, estimate: torch.Tensor, epsilon: float = 0.
     reference, estimate = (x - x.mean(-1, keepdim=True) for x in (reference, estimate))
     energy = reference.square().sum(-1, keepdim=True) + epsilon
     signal = (estimate * reference).sum(-1, keepdim=True) / energy * reference
-    noise = (estimate - signal).square().sum(-1)
-    return 10 * torch.log10((signal.square().sum(-1) + epsilon) / (noise + epsilon))
+    noise = (estimate - signal).square().sum(-1) + epsilon
+    power = signal.square().sum(-1) + epsilon
+    nothing = (power == 0) & (energy[..., 0] > 0)  # and not 0 / 0, where there is no noise either
+    return 10 * torch.log10(torch.where(nothing, 0.0, power / noise))
 
 
 @functools.lru_cache(maxsize=32)

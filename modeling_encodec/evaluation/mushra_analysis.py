@@ -18,6 +18,7 @@ from modeling_encodec.atomic import atomic_path
 from modeling_encodec.evaluation.intervals import mean_interval
 from modeling_encodec.evaluation.mushra_key import ANNOTATIONS, LOW_ANCHOR, REFERENCE, MushraKey, read_key
 from modeling_encodec.evaluation.mushra_results import Rating, read_ratings
+from modeling_encodec.evaluation.plots import as_label, new_figure
 
 
 REFERENCE_BELOW, REFERENCE_SHARE = 90, 0.2
@@ -172,10 +173,11 @@ def mushra_table(report: dict) -> list[str]:
     """The report's means and half intervals as lines of text, a system each."""
     columns = ["all", *report["categories"]]
     width = max(len(name) for name in report["systems"])
-    lines = [" ".join([" " * width, *(f"{name:>14.14}" for name in columns)])]
+    lines = [" ".join([" " * width, *(f"{name:>14}" for name in columns)])]
     for system, found in report["systems"].items():
         cells = [_cell(found["all"]), *(_cell(found["categories"].get(name)) for name in report["categories"])]
-        lines.append(" ".join([f"{system:{width}}", *(f"{cell:>14}" for cell in cells)]))
+        cells = [f"{cell:>{max(14, len(name))}}" for name, cell in zip(columns, cells)]
+        lines.append(" ".join([f"{system:{width}}", *cells]))
     return lines
 
 
@@ -193,14 +195,8 @@ def save_mushra(report: dict, folder: str | os.PathLike) -> list[Path]:
     Raises:
         ImportError: without Matplotlib; nothing is written then.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError('plots need matplotlib: pip install "modeling-encodec[demo]"') from None
     systems, columns = report["systems"], ["all", *report["categories"]]
-    figure = Figure(figsize=(3 + 0.2 * len(systems) * len(columns), 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3 + 0.2 * len(systems) * len(columns), 4.5)
     axis = figure.subplots()
     for index, column in enumerate(columns):
         found = [one["all"] if index == 0 else one["categories"].get(column) for one in systems.values()]
@@ -209,8 +205,9 @@ def save_mushra(report: dict, folder: str | os.PathLike) -> list[Path]:
         means = [one["mean"] for _, one in there]
         halves = [0.0 if one["low"] is None else one["high"] - one["mean"] for _, one in there]
         style = {"color": "black", "marker": "D"} if index == 0 else {"marker": "o"}
-        axis.errorbar([p + offset for p, _ in there], means, halves, label=column, linestyle="", capsize=3, **style)
-    axis.set_xticks(range(len(systems)), list(systems), rotation=30, ha="right")
+        style |= {"label": as_label(column), "linestyle": "", "capsize": 3}
+        axis.errorbar([p + offset for p, _ in there], means, halves, **style)
+    axis.set_xticks(range(len(systems)), map(as_label, systems), rotation=30, ha="right")
     axis.set(ylim=(0, 100), ylabel=f"MUSHRA score, mean and 95 % interval over {report['interval']['over']}")
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize="small")

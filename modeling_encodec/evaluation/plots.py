@@ -28,6 +28,12 @@ def new_figure(width: float, height: float):
     return figure
 
 
+def as_label(text: str) -> str:
+    """A name as Matplotlib shows it: `$` would begin a formula, and `_` at the start would hide it."""
+    text = text.replace("$", r"\$")
+    return f"\u200b{text}" if text.startswith("_") else text
+
+
 def save_spectrograms(rows: dict[str, dict[str, np.ndarray]], sampling_rate: int, path: str | os.PathLike) -> None:
     """One PNG: a row for each clip, and in it the mel spectrograms of its versions side by side, to one colour scale.
 
@@ -43,7 +49,7 @@ def save_spectrograms(rows: dict[str, dict[str, np.ndarray]], sampling_rate: int
         for axis, title, picture, audio in zip(line, versions, pictures, versions.values()):
             extent = (0, len(audio) / sampling_rate, 0, len(picture))
             image = axis.imshow(picture, origin="lower", aspect="auto", extent=extent, vmin=top - 80, vmax=top)
-            axis.set_title(f"{clip}: {title}")
+            axis.set_title(as_label(f"{clip}: {title}"))
             axis.set_xlabel("seconds")
         line[0].set_ylabel("mel band")
         figure.colorbar(image, ax=line, label="dB")
@@ -86,4 +92,5 @@ def _draw_curve(axis, points: list[dict], metric: str, rate: str, label: str, st
     scores = [row["metrics"][metric] for row in points]
     means = [score["mean"] for score in scores]
     halves = [0.0 if score["low"] is None else score["mean"] - score["low"] for score in scores]
-    axis.errorbar([row[rate] for row in points], means, halves, fmt=f"o{style}", markersize=4, capsize=2, label=label)
+    rates, look = [row[rate] for row in points], {"fmt": f"o{style}", "markersize": 4, "capsize": 2}
+    axis.errorbar(rates, means, halves, label=as_label(label), **look)

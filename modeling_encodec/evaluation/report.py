@@ -20,7 +20,7 @@ import numpy as np
 
 from modeling_encodec.atomic import atomic_path
 from modeling_encodec.evaluation.clips import ALL
-from modeling_encodec.evaluation.evaluation import Evaluation, clip_path
+from modeling_encodec.evaluation.evaluation import Evaluation, clip_path, read_record
 from modeling_encodec.evaluation.intervals import mean_interval
 
 
@@ -33,11 +33,11 @@ def write_report(evaluation: Evaluation, folder: Path) -> dict:
     Raises:
         ValueError: if no clip could be read.
     """
-    records = [json.loads(clip_path(folder, number).read_text()) for number in range(len(evaluation.clips))]
+    records = [_record(evaluation, folder, number) for number in range(len(evaluation.clips))]
     done = [record for record in records if "failed" not in record]
     if not done:
         raise ValueError(f"none of {len(records)} clips could be read, the first: {records[0]['failed']}")
-    results = summarise(evaluation, records, _codebook_use(folder, records))
+    results = summarise(evaluation, records)
     _write_text(folder / "evaluation.json", json.dumps(results, indent=1) + "\n")
     _write_text(folder / "timings.json", json.dumps(_timings(evaluation, done), indent=1) + "\n")
     _write_text(folder / "results.md", table(results) + "\n")
@@ -52,7 +52,14 @@ def write_report(evaluation: Evaluation, folder: Path) -> dict:
     return results
 
 
-def summarise(evaluation: Evaluation, records: Sequence[dict], codebooks: list[dict]) -> dict:
+def _record(evaluation: Evaluation, folder: Path, number: int) -> dict:
+    record = read_record(evaluation, folder, number)
+    if record is None:
+        raise ValueError(f"{clip_path(folder, number)}: changed since it was scored; the same command scores it anew")
+    return record
+
+
+def summarise(evaluation: Evaluation, records: Sequence[dict]) -> dict:
     """What `evaluation.json` holds, of the clips' records."""
     done = [record for record in records if "failed" not in record]
     rate = evaluation.model.config.sampling_rate
@@ -73,6 +80,7 @@ def summarise(evaluation: Evaluation, records: Sequence[dict], codebooks: list[d
             results.append(_result(system, category, chosen, number, evaluation.metrics, rate))
     described.pop("systems")
     described.pop("clips_sha256")
+    codebooks = _codebook_use(sum(record["counts"] for record in done))
     return {**described, "data": data, "results": results, "codebooks": codebooks}
 
 
@@ -87,7 +95,7 @@ def table(results: dict) -> str:
         scores = (row["metrics"].get(name) for name in names)
         cells = [
             row["system"],
-            row["category"],
+            row["category"].replace("|", "\\|"),
             _cell(row["kbps"], "g"),
             _cell(row["measured_kbps"], ".2f"),
             _cell(row["lm_kbps"], ".2f"),
@@ -140,13 +148,9 @@ def _timings(evaluation: Evaluation, done: list[dict]) -> list[dict]:
     return made
 
 
-def _codebook_use(folder: Path, records: Sequence[dict]) -> list[dict]:
-    """Share of entries that are used at all, and perplexity (of `entries`, if all are used alike), by codebook."""
-    total = 0
-    for number, record in enumerate(records):
-        if "failed" not in record:
-            with np.load(clip_path(folder, number).with_suffix(".npz")) as kept:
-                total = total + kept["counts"].astype(np.int64)
+def _codebook_use(total: np.ndarray) -> list[dict]:
+    """Share of entries that are used at all, and perplexity (of `entries`, if all are used alike), by codebook, of
+    counts (codebooks, entries)."""
     used = []
     for counts in total:
         shares = counts[counts > 0] / counts.sum()

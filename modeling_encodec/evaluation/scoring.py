@@ -40,11 +40,11 @@ def _tensors(score: Callable, lowest: float = -math.inf, highest: float = math.i
 
 METRICS = {
     "si_snr": Metric(
-        "SI-SNR in dB of the whole clip (paper 4.3), mean of channels, cut to -100 to 100; none for a silent channel",
+        "SI-SNR in dB of the whole clip (paper 4.3), mean of channels, cut to -100 to 100; none for a silent original",
         _tensors(lambda reference, estimate, _: si_snr(reference, estimate), -MOST_DECIBELS, MOST_DECIBELS),
     ),
     "si_snr_windowed": Metric(
-        "SI-SNR in dB of windows of 5 s overlapping by half, their mean, as in audiocraft, cut to -100 to 100",
+        "SI-SNR in dB of windows of 5 s overlapping by half, their mean, as in audiocraft (silence: 0 dB), cut alike",
         _tensors(windowed_si_snr, -MOST_DECIBELS, MOST_DECIBELS),
     ),
     "mel_distance": Metric(
@@ -83,25 +83,22 @@ def choose_metrics(names: Sequence[str] | None) -> tuple[list[str], dict[str, st
     return [name for name in METRICS if name in (names or METRICS) and name not in missing], missing
 
 
-def score_clip(clip: Clip, systems: Sequence[System], metrics: Sequence[str], model: EncodecModel) -> dict:
-    """What is kept of a clip: a record for JSON, with a row for each system in `rows`.
-
-    Raises:
-        ValueError: if it cannot be read.
-    """
-    rate = model.config.sampling_rate
-    reference = clip.read(rate, model.config.audio_channels)
+def score_clip(
+    clip: Clip, reference: np.ndarray, sampling_rate: int, systems: Sequence[System], metrics: Sequence[str]
+) -> dict:
+    """What is kept of a clip, whose audio is `reference` (channels, T): a record for JSON, with a row for each system
+    in `rows`."""
     rows = []
     for system in systems:
         coded = system.code(reference)
-        scores = {name: METRICS[name].score(reference, coded.audio, rate) for name in metrics}
+        scores = {name: METRICS[name].score(reference, coded.audio, sampling_rate) for name in metrics}
         rows.append(
             {
                 "system": system.name,
                 "kbps": system.kbps,
                 "bytes": coded.bytes,
                 "lm_bytes": coded.lm_bytes,
-                "lag": find_lag(reference, coded.audio, int(MOST_LAG_SECONDS * rate)),
+                "lag": find_lag(reference, coded.audio, int(MOST_LAG_SECONDS * sampling_rate)),
                 "scores": scores,
                 "encode_seconds": coded.encode_seconds,
                 "decode_seconds": coded.decode_seconds,
@@ -109,6 +106,7 @@ def score_clip(clip: Clip, systems: Sequence[System], metrics: Sequence[str], mo
         )
     return {
         "clip": clip.name,
+        "mark": clip.mark(),
         "category": clip.category,
         "samples": reference.shape[1],
         "sha256": hashlib.sha256(np.ascontiguousarray(reference, "<f4").tobytes()).hexdigest(),
@@ -117,13 +115,13 @@ def score_clip(clip: Clip, systems: Sequence[System], metrics: Sequence[str], mo
 
 
 @torch.no_grad()
-def count_codes(clip: Clip, model: EncodecModel) -> np.ndarray:
-    """How often a clip uses each entry of each codebook at the highest bandwidth, (codebooks, entries) uint32."""
+def count_codes(audio: np.ndarray, model: EncodecModel) -> np.ndarray:
+    """How often audio (channels, T) uses each entry of each codebook at the highest bandwidth, (codebooks, entries)
+    uint32."""
     config = model.config
-    audio = torch.from_numpy(clip.read(config.sampling_rate, config.audio_channels))[None]
-    coded = model.encode(audio, num_quantizers=config.num_quantizers)
+    coded = model.encode(torch.from_numpy(audio)[None].to(model.device), num_quantizers=config.num_quantizers)
     counts = np.zeros((config.num_quantizers, config.codebook_size), np.uint32)
-    for chunk, frames in zip(coded.audio_codes[:, 0].cpu().numpy(), _frames_of_chunks(model, audio.shape[2])):
+    for chunk, frames in zip(coded.audio_codes[:, 0].cpu().numpy(), _frames_of_chunks(model, audio.shape[1])):
         for codebook, codes in enumerate(chunk[:, :frames]):
             counts[codebook] += np.bincount(codes, minlength=config.codebook_size).astype(np.uint32)
     return counts

@@ -19,6 +19,7 @@ import numpy as np
 import soundfile
 import torch
 
+from modeling_encodec.bitstream.codes_file import check_lm
 from modeling_encodec.bitstream.compression import compress, decompress
 from modeling_encodec.conversion.released import released_by_name
 from modeling_encodec.modeling_encodec import EncodecModel
@@ -32,8 +33,6 @@ RATES = {
     "opus": (8_000, 12_000, 16_000, 24_000, 48_000),
     "mp3": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
 }
-# kbps that the encoders take, for one channel or two.
-BITRATES = {"opus": (1, 510), "mp3": (8, 320)}
 FFMPEG_ENCODERS = {"opus": "libopus", "mp3": "libmp3lame"}
 
 
@@ -60,7 +59,7 @@ class System(Protocol):
 
 
 class Identity:
-    """Gives back what it gets: every metric must call it perfect."""
+    """Gives back what it gets: the best that each metric can say of anything."""
 
     name, kbps = "identity", None
 
@@ -75,6 +74,9 @@ class Codec:
     name = "encodec"
 
     def __init__(self, model: EncodecModel, kbps: float, lm: EncodecLM | None = None):
+        """Raises ValueError for a language model of another codec."""
+        if lm is not None:
+            check_lm(lm, model)
         self.model, self.kbps, self.lm = model, kbps, lm
 
     def code(self, audio: np.ndarray) -> Coded:
@@ -91,17 +93,20 @@ class Codec:
 class Program:
     """Opus or MP3 by a program on the PATH, through files in a temporary folder."""
 
-    def __init__(self, name: str, kbps: float, sampling_rate: int):
-        """`sampling_rate`: of the audio that will come, in Hz.
+    def __init__(self, name: str, kbps: float, sampling_rate: int, channels: int):
+        """`sampling_rate` in Hz and `channels`: of the audio that will come.
 
         Raises:
-            ValueError: for a bitrate that the format has not.
+            ValueError: for a bitrate that the encoder does not take.
         """
-        low, high = BITRATES[name]
-        if not low <= kbps <= high:
-            raise ValueError(f"{name} at {kbps:g} kbps, allowed: {low} to {high}")
         self.name, self.kbps, self.sampling_rate = name, kbps, sampling_rate
         self.rate = sampling_rate if sampling_rate in RATES[name] else 48_000
+        if name == "opus":
+            low, high = 1, min(510, 256 * channels)
+        else:
+            low, high = (32, 320) if self.rate >= 32_000 else (8, 160)
+        if not low <= kbps <= high:
+            raise ValueError(f"{name} at {kbps:g} kbps, allowed: {low} to {high} for this model's audio")
 
     def code(self, audio: np.ndarray) -> Coded:
         """Written as WAV, encoded and decoded by the program, read back at the same rate and length."""
@@ -173,21 +178,25 @@ def make_systems(
         ValueError: for a bandwidth that the model has not, or an anchor that nobody knows.
     """
     known = list(model.config.target_bandwidths)
-    for bandwidth in bandwidths or []:
+    bandwidths = list(dict.fromkeys(bandwidths or known))
+    for bandwidth in bandwidths:
         if bandwidth not in known:
             raise ValueError(f"bandwidth is {bandwidth:g} kbps, allowed: {', '.join(f'{b:g}' for b in known)}")
-    systems: list[System] = [Codec(model, kbps, lm) for kbps in bandwidths or known]
+    systems: list[System] = [Codec(model, kbps, lm) for kbps in bandwidths]
     missing = {}
     package = _original_model(model, original)
     if isinstance(package, str):
         missing["original"] = package
     else:
-        systems += [Original(package, kbps) for kbps in bandwidths or known]
-    for anchor in anchors:
-        name, _, kbps = anchor.partition("@")
-        if name not in BITRATES or not kbps.replace(".", "", 1).isdigit():
+        systems += [Original(package, kbps) for kbps in bandwidths]
+    config = model.config
+    for anchor in dict.fromkeys(anchors):
+        found = re.fullmatch(r"(opus|mp3)@(\d+(?:\.\d+)?)", anchor, re.ASCII)
+        if found is None:
             raise ValueError(f"anchor is {anchor!r}, allowed: opus@KBPS, mp3@KBPS")
-        program, reason = Program(name, float(kbps), model.config.sampling_rate), _missing_program(name)
+        name, kbps = found.groups()
+        program = Program(name, float(kbps), config.sampling_rate, config.audio_channels)
+        reason = _missing_program(name)
         if reason is None:
             systems.append(program)
         else:
