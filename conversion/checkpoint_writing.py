@@ -5,17 +5,13 @@ Both are written beside their place, read again and compared bit for bit, and on
 
 import hashlib
 import io
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import transformers
 
-from modeling_encodec.atomic import atomic_path
+from modeling_encodec.atomic import atomic_folder, atomic_path
 from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.conversion.released import checksum_in_name
 from modeling_encodec.conversion.verification import check_equal
@@ -70,18 +66,12 @@ def write_folder(model: EncodecModel | EncodecLM, target: Path) -> list[Path]:
 
     Returns the files. Our class and, of codecs that it takes, Transformers' have loaded it before it gets its name.
     """
-    with _new_folder(target) as folder:
+    with atomic_folder(target) as folder:
         model.save_pretrained(folder)
         config, state = model.config, model.state_dict()
         check_equal(type(model).from_pretrained(folder).state_dict(), state, "the folder written")
         if isinstance(model, EncodecModel):
-            extractor = EncodecFeatureExtractor(
-                config.audio_channels,
-                config.sampling_rate,
-                chunk_length_s=config.chunk_length_s,
-                overlap=config.overlap,
-            )
-            extractor.save_pretrained(folder)
+            EncodecFeatureExtractor.for_model(config).save_pretrained(folder)
             if transformers_loads(config):
                 stock = transformers.EncodecModel.from_pretrained(folder)
                 check_equal(stock.state_dict(), state, "the folder written, loaded by Transformers,")
@@ -91,24 +81,6 @@ def write_folder(model: EncodecModel | EncodecLM, target: Path) -> list[Path]:
 def transformers_loads(config: EncodecConfig) -> bool:
     """Whether Transformers' own class takes the configuration: only codebooks of a power of two entries."""
     return config.codebook_size & (config.codebook_size - 1) == 0
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target`, which it replaces when the block ends without error."""
-    target = Path(os.path.realpath(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        (folder / "new").mkdir()  # with the permissions of any folder, which `folder` itself has not
-        yield folder / "new"
-        if target.exists():
-            os.rename(target, folder / "old")
-        os.rename(folder / "new", target)
-    finally:
-        if (folder / "old").exists() and not target.exists():
-            os.rename(folder / "old", target)
-        shutil.rmtree(folder)
 
 
 def write_original(state: Mapping[str, torch.Tensor], target: Path, name: str) -> list[Path]:

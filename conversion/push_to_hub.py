@@ -206,19 +206,14 @@ def _model_type(folder: Path) -> str:
 
 def _save_extractor(folder: Path, target: Path, config) -> None:
     """Write the feature extractor, with its class, as in `folder` or by the model's configuration."""
-    settings = {
-        "feature_size": config.audio_channels,
-        "sampling_rate": config.sampling_rate,
-        "chunk_length_s": config.chunk_length_s,
-        "overlap": config.overlap,
-    }
+    wanted = EncodecFeatureExtractor.for_model(config)
     if not (folder / PREPROCESSOR).is_file():
-        EncodecFeatureExtractor(**settings).save_pretrained(target)
+        wanted.save_pretrained(target)
         return
     extractor = EncodecFeatureExtractor.from_pretrained(folder)
-    for name, value in settings.items():
-        if getattr(extractor, name) != value:
-            given = getattr(extractor, name)
+    for name in ("feature_size", "sampling_rate", "chunk_length_s", "overlap"):
+        given, value = getattr(extractor, name), getattr(wanted, name)
+        if given != value:
             raise ValueError(f"{folder / PREPROCESSOR}: {name} is {given}, allowed: {value}, as in {CONFIG}")
     extractor.save_pretrained(target)
 

@@ -1,6 +1,7 @@
-"""Files appear whole or not at all: written under a temporary name beside the target, renamed when complete."""
+"""Files and folders appear whole or not at all: written under another name beside the target, renamed at the end."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,3 +31,26 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: str | os.PathLike) -> Iterator[Path]:
+    """A new folder beside `target`, which takes its place when the block ends without error. A link is followed.
+
+    Its name is fixed, so that what a killed process leaves is removed by the next one.
+    """
+    target = Path(os.path.realpath(target))
+    new, old = (target.with_name(f".{target.name}-{word}") for word in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(new, target)
+    finally:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -48,6 +48,16 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
         self.chunk_length_s = chunk_length_s
         self.overlap = overlap
 
+    @classmethod
+    def for_model(cls, config) -> "EncodecFeatureExtractor":
+        """The one that a model of this `EncodecConfig` wants."""
+        return cls(
+            feature_size=config.audio_channels,
+            sampling_rate=config.sampling_rate,
+            chunk_length_s=config.chunk_length_s,
+            overlap=config.overlap,
+        )
+
     @property
     def chunk_length(self) -> int | None:
         """Samples per chunk."""

@@ -13,16 +13,15 @@ from what the test is made of: two tests share none, and one command makes the s
 import hashlib
 import json
 import os
-import tempfile
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import yaml
 
+from modeling_encodec.atomic import atomic_folder
 from modeling_encodec.evaluation.mushra_key import ANNOTATIONS, FORMAT, LISTENER, LOW_ANCHOR, MID_ANCHOR, REFERENCE
 from modeling_encodec.evaluation.mushra_stimuli import TRANSITION, equalise, find_excerpt, low_pass
 from modeling_encodec.processors.audio import write_audio
@@ -87,7 +86,8 @@ def prepare_mushra(
         FileExistsError: if `folder` exists, and with `force` if it holds more than a listening test.
     """
     _check(systems, sampling_rate, samples, seconds, seed, per_listener, annotations)
-    with _whole_folder(Path(os.path.realpath(folder)), force) as place:
+    _check_place(Path(folder), force)
+    with atomic_folder(folder) as place:
         chosen = _choose(clips, round(seconds * sampling_rate), sampling_rate, channels, samples, seed, allow_fewer)
         settings = {
             "seed": seed,
@@ -131,25 +131,15 @@ def _check(systems, sampling_rate, samples, seconds, seed, per_listener, annotat
         )
 
 
-@contextmanager
-def _whole_folder(folder: Path, force: bool) -> Iterator[Path]:
-    """A new folder beside `folder`, which takes its place when the block ends without error."""
-    if folder.exists():
-        if not force:
-            raise FileExistsError(f"{folder} exists, allowed: a new folder, or to replace a listening test by force")
-        strange = sorted({path.name for path in folder.iterdir()} - CONTENTS) if folder.is_dir() else [folder.name]
-        if strange:
-            raise FileExistsError(
-                f"{folder} holds {strange[0]}, allowed: to replace a listening test and nothing else"
-            )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        made = Path(temporary, "new")
-        made.mkdir()
-        yield made
-        if folder.exists():
-            os.rename(folder, Path(temporary, "old"))
-        os.rename(made, folder)
+def _check_place(folder: Path, force: bool) -> None:
+    """Refuse a folder that exists, or with `force` one that holds more than a listening test."""
+    if not folder.exists():
+        return
+    if not force:
+        raise FileExistsError(f"{folder} exists, allowed: a new folder, or to replace a listening test by force")
+    strange = sorted({path.name for path in folder.iterdir()} - CONTENTS) if folder.is_dir() else [folder.name]
+    if strange:
+        raise FileExistsError(f"{folder} holds {strange[0]}, allowed: to replace a listening test and nothing else")
 
 
 def _choose(

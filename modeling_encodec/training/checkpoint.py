@@ -3,14 +3,12 @@
 import dataclasses
 import json
 import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from modeling_encodec.atomic import atomic_path
+from modeling_encodec.atomic import atomic_folder, atomic_path
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
 from modeling_encodec.training.options import RunConfig
@@ -50,16 +48,9 @@ def load_checkpoint(folder: Path, config: RunConfig) -> dict:
 
 def save_model(folder: Path, model: EncodecModel, weights: dict, discriminators: dict, config: RunConfig) -> None:
     """Write a model folder: codec with `weights`, feature extractor, discriminators and options beside it."""
-
-    def write(new: Path) -> None:
+    with atomic_folder(folder / "model") as new:
         model.save_pretrained(new, state_dict=dict(weights))  # a copy: saving may empty the dict that it is given
-        settings = model.config
-        EncodecFeatureExtractor(
-            feature_size=settings.audio_channels,
-            sampling_rate=settings.sampling_rate,
-            chunk_length_s=settings.chunk_length_s,
-            overlap=settings.overlap,
-        ).save_pretrained(new)
+        EncodecFeatureExtractor.for_model(model.config).save_pretrained(new)
         if discriminators:
             tensors = {
                 f"{name}/{key}": tensor.contiguous()
@@ -68,21 +59,6 @@ def save_model(folder: Path, model: EncodecModel, weights: dict, discriminators:
             }
             save_file(tensors, new / "discriminators.safetensors")
         (new / "training_config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-
-    save_folder(folder / "model", write)
-
-
-def save_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """A folder that `write` fills beside its place, and that is put there when complete."""
-    new, old = target.with_name(f".{target.name}-new"), target.with_name(f".{target.name}-old")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    write(new)
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(new, target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_discriminators(path: str | os.PathLike) -> dict[str, dict[str, torch.Tensor]]:

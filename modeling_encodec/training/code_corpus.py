@@ -22,10 +22,10 @@ import torch
 import transformers
 from tqdm import tqdm
 
+from modeling_encodec.atomic import atomic_folder
 from modeling_encodec.checkpoints import bundled_checkpoint
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio import read_audio
-from modeling_encodec.training.checkpoint import save_folder
 from modeling_encodec.training.code_sequences import encode_whole
 from modeling_encodec.training.corpora import list_files
 from modeling_encodec.training.options import require
@@ -51,13 +51,10 @@ def encode_files(files: list[Path], codec: EncodecModel, target: Path, processes
         raise ValueError(f"none of {len(files)} files could be read {skipped[:1]}")
     kind = Value("int16" if codec.config.codebook_size <= 1 << 15 else "int32")
     dataset = Dataset.from_list(rows, Features({"codes": List(List(kind)), "path": Value("string")}))
-
-    def write(folder: Path) -> None:
-        dataset.save_to_disk(folder)
-        lines = [json.dumps({"file": str(path), "reason": reason}) + "\n" for path, reason in skipped]
-        (folder / SKIPPED).write_text("".join(lines))
-
-    save_folder(target, write)
+    lines = [json.dumps({"file": str(path), "reason": reason}) + "\n" for path, reason in skipped]
+    with atomic_folder(target) as new:
+        dataset.save_to_disk(new)
+        (new / SKIPPED).write_text("".join(lines))
     return skipped
 
 

@@ -11,17 +11,17 @@ import json
 import logging
 from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
 
 import torch
 
+from modeling_encodec.atomic import atomic_folder
 from modeling_encodec.bitstream.fingerprints import codebook_fingerprint
 from modeling_encodec.calibration_lm_encodec import check_size
 from modeling_encodec.checkpoints import bundled_checkpoint
 from modeling_encodec.configuration_encodec import EncodecLMConfig
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import IGNORED, EncodecLM
-from modeling_encodec.training.checkpoint import save_checkpoint, save_folder
+from modeling_encodec.training.checkpoint import save_checkpoint
 from modeling_encodec.training.code_sequences import CodeSequences, encode_whole
 from modeling_encodec.training.corpora import Corpus, open_corpora
 from modeling_encodec.training.lm_configuration import LMTrainingConfig
@@ -213,12 +213,9 @@ class LMTrainer(TrainingRun):
             lm.load_state_dict({name: tensor.cpu() for name, tensor in self.averages.weights().items()})
             if self.update == self.config.updates:
                 lm.quantize(self._calibration_codes())
-
-            def write(folder: Path) -> None:
-                lm.save_pretrained(folder)
-                (folder / "training_config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-
-            save_folder(self.folder / "model", write)
+            with atomic_folder(self.folder / "model") as new:
+                lm.save_pretrained(new)
+                (new / "training_config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         self.accelerator.wait_for_everyone()
 
     def _calibration_codes(self) -> list[torch.Tensor]:
