@@ -61,6 +61,14 @@ def test_installed_command_line_runs(installed_python, tmp_path):
     assert done.returncode == 0 and "speech" in done.stdout, done.stderr
 
 
+def test_the_installed_package_writes_cards(installed_python, tmp_path):
+    checkpoint = "from modeling_encodec import bundled_checkpoint as b; print(b())"
+    folder = subprocess.run([installed_python, "-c", checkpoint], capture_output=True, text=True, check=True)
+    command = [installed_python, "-m", "modeling_encodec", "push", folder.stdout.strip(), "me/codec", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "README.md" in done.stdout, done.stderr  # from templates that have to be there
+
+
 def test_only_one_name_is_installed(installed_python):
     site = next((installed_python.parents[1] / "lib").glob("python*/site-packages"))
     names = {path.name for path in site.iterdir() if not path.name.endswith((".dist-info", ".pth"))}
