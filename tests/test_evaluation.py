@@ -96,7 +96,7 @@ def test_numbers_are_those_of_the_codec_and_the_metrics(run, small_models, lms, 
 def test_what_is_written(run, model_folder, data, tmp_path):
     assert run("evaluate", model_folder / "codec", data, "-o", tmp_path / "out", *QUICK)[0] == 0
     made = {path.name for path in (tmp_path / "out").iterdir()}
-    files = {"run.json", "clips", "clips.csv", "clips.parquet", "timings.json", "results.md", "rate_distortion.png"}
+    files = {"run.json", "clips", "clips.csv", "clips.parquet", "timings.json", "results.md", "evaluation.png"}
     assert made == files | {"evaluation.json"}
     with (tmp_path / "out" / "clips.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -109,6 +109,20 @@ def test_what_is_written(run, model_folder, data, tmp_path):
     assert timings[0]["encode_rtf"] > 0 and timings[-1] == {
         "system": "identity", "kbps": None, "encode_rtf": None, "decode_rtf": None,
     }  # fmt: skip
+
+
+def test_results_go_into_the_card_that_is_pushed(run, model_folder, data, tmp_path):
+    assert run("evaluate", model_folder / "codec", data, "-o", tmp_path / "out", *QUICK)[0] == 0
+    results = tmp_path / "out" / "evaluation.json"
+    code, text, _ = run("push", model_folder / "codec", "me/codec", "--dry-run", "--evaluation", results)
+    assert code == 0 and "evaluation.png" in text  # which the card shows
+    strangers = tmp_path / "other"
+    shutil.copytree(model_folder / "codec", strangers)
+    weights = bytearray((strangers / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (strangers / "model.safetensors").write_bytes(weights)
+    code, _, lines = run("push", strangers, "me/codec", "--dry-run", "--evaluation", results)
+    assert code == 2 and "evaluation.json: is of the weights" in lines[-1]
 
 
 def test_identity_is_perfect_by_every_metric(run, model_folder, data, tmp_path):
@@ -125,7 +139,7 @@ def test_identity_is_perfect_by_every_metric(run, model_folder, data, tmp_path):
 def test_the_same_command_gives_the_same_json(run, model_folder, data, tmp_path):
     for name in ("one", "two"):
         assert run("evaluate", model_folder / "codec", data, "-o", tmp_path / name, *QUICK)[0] == 0
-    for name in ("evaluation.json", "results.md", "clips.csv", "rate_distortion.png"):
+    for name in ("evaluation.json", "results.md", "clips.csv", "evaluation.png"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 

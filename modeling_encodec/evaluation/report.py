@@ -1,10 +1,10 @@
 """From the records of clips to results: one JSON, a table with a row for each clip and system, and a table to read.
 
 evaluation.json   everything but times, so that the same evaluation gives the same file
+evaluation.png    scores by bitrate, if Matplotlib is installed
 timings.json      real-time factors, which differ from run to run
 clips.csv         and, where pyarrow is installed, clips.parquet
 results.md        means by system
-rate_distortion.png   if Matplotlib is installed
 """
 
 import csv
@@ -45,7 +45,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> dict:
     try:
         from modeling_encodec.evaluation.plots import save_rate_distortion
 
-        with atomic_path(folder / "rate_distortion.png") as temporary:
+        with atomic_path(folder / "evaluation.png") as temporary:
             save_rate_distortion(results, temporary)
     except ImportError as error:
         logger.warning("no picture: %s", error)
