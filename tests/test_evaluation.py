@@ -1,6 +1,7 @@
 """`evaluate MODEL DATA`: systems, runs that go on and are shared, what results say."""
 
 import csv
+import importlib.metadata
 import json
 import math
 import os
@@ -276,6 +277,20 @@ def test_a_bad_clip_is_named_and_the_others_are_measured(run, model_folder, data
 def test_refusals(run, model_folder, data, tmp_path, arguments, message):
     code, _, lines = run("evaluate", model_folder / "codec", data, "-o", tmp_path / "out", *arguments)
     assert code == 2 and message in lines[-1] and not (tmp_path / "out").exists()
+
+
+def test_without_scipy_nothing_is_begun(run, model_folder, data, tmp_path, monkeypatch):
+    version = importlib.metadata.version
+
+    def absent(name):
+        if name == "scipy":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    code, _, lines = run("evaluate", model_folder / "codec", data, "-o", tmp_path / "out", *QUICK)
+    assert code == 2 and lines[-1].endswith('evaluation needs scipy: pip install "modeling-encodec[eval]"')
+    assert not (tmp_path / "out").exists()
 
 
 # ---- systems --------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,7 @@ def run_evaluation(evaluation: Evaluation, folder: Path, *, force: bool = False)
     Raises:
         FileExistsError: if `folder` holds something else, or another evaluation and `force` is not set.
         ValueError: if what it holds is damaged.
+        ImportError: if a package is missing that the results need.
     """
     rank, processes, wait = _processes()
     if rank == 0:
@@ -133,9 +135,16 @@ def method(metrics: Sequence[str]) -> dict:
 
 
 def versions(metrics: Sequence[str]) -> dict[str, str]:
-    """What was used, in which version."""
+    """What is used, in which version.
+
+    Raises:
+        ImportError: for a package that is missing, before the work.
+    """
     packages = dict.fromkeys([*PACKAGES, *(METRIC_PACKAGES[name] for name in metrics if name in METRIC_PACKAGES)])
-    return {name: importlib.metadata.version(name) for name in packages} | program_versions()
+    try:
+        return {name: importlib.metadata.version(name) for name in packages} | program_versions()
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ImportError(f'evaluation needs {error.name}: pip install "modeling-encodec[eval]"') from None
 
 
 def weights_sha256(model: EncodecModel | EncodecLM) -> str | None:
@@ -198,7 +207,8 @@ def _processes():
         return 0, 1, lambda: None
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    # A process that is done waits for the slowest, for as long as that takes.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     return state.process_index, state.num_processes, state.wait_for_everyone
 
 
