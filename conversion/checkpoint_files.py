@@ -90,6 +90,24 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_json(path: Path) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no JSON, or no object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, allowed: a JSON object")
+    return content
+
+
 def _is_language_model(state: dict) -> bool:
     return not any(name.startswith(("encoder.", "decoder.", "quantizer.")) for name in state)
 
@@ -101,7 +119,7 @@ def _read_folder(folder: Path) -> Checkpoint:
     if not (folder / "config.json").is_file():
         hint = f"; convert {folder / AUDIOCRAFT_FILE}" if (folder / AUDIOCRAFT_FILE).is_file() else ""
         raise FileNotFoundError(f"{folder}: a folder without config.json{hint}")
-    settings = _read_json(folder / "config.json")
+    settings = read_json(folder / "config.json")
     if settings.get("model_type") not in MODEL_TYPES:
         raise ValueError(
             f"{folder}: model_type is {settings.get('model_type')!r}, allowed: {' or '.join(MODEL_TYPES)}"
@@ -123,7 +141,7 @@ def _shards(weights: Path) -> list[Path]:
     """The files of weights that an index names, or the one without index."""
     if weights.suffix != ".json":
         return [weights]
-    names = _read_json(weights).get("weight_map")
+    names = read_json(weights).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f"{weights}: no weight_map of tensors and files")
     paths = [weights.parent / name for name in sorted(set(names.values()))]
@@ -133,16 +151,6 @@ def _shards(weights: Path) -> list[Path]:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file, but {weights.name} names it")
     return paths
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: a {type(content).__name__}, allowed: an object")
-    return content
 
 
 # ---- audiocraft --------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from modeling_encodec.atomic import atomic_path
 from modeling_encodec.checkpoints import BUNDLED, BUNDLED_LM, bundled_checkpoint, bundled_lm_checkpoint
 from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
 from modeling_encodec.conversion import card_values
+from modeling_encodec.conversion.checkpoint_files import read_json
 from modeling_encodec.conversion.released import released_by_name
 
 
@@ -276,20 +277,8 @@ def _paper() -> dict:
     return json.loads(PAPER.read_text(encoding="utf-8"))
 
 
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds a {type(value).__name__}, allowed: a JSON object")
-    return value
-
-
 def _read_config(folder: Path) -> EncodecConfig | EncodecLMConfig:
-    kind = _read_json(folder / "config.json").get("model_type")
+    kind = read_json(folder / "config.json").get("model_type")
     if kind not in KINDS:
         raise ValueError(f"{folder}: model_type is {kind!r}, allowed: {', '.join(KINDS)}")
     return KINDS[kind].from_pretrained(folder)
@@ -297,18 +286,18 @@ def _read_config(folder: Path) -> EncodecConfig | EncodecLMConfig:
 
 def _read_facts(path: Path) -> dict:
     """How a checkpoint was trained; with the logs of its runs, and of a language model the facts of its codec."""
-    facts = _read_json(path)
+    facts = read_json(path)
     for run in facts["training"]["runs"]:
         run["lines"] = card_values.read_log(path.with_name(run["log"]))
         run.setdefault("updates", run["lines"][-1]["update"])
     if "codec" in facts:
-        facts["of_codec"] = _read_json(path.with_name(f"{facts['codec']}.json"))
+        facts["of_codec"] = read_json(path.with_name(f"{facts['codec']}.json"))
     return facts
 
 
 def _read_evaluation(path: Path, folder: Path, config) -> dict:
     """An evaluation that is this model's, with the name of the picture beside it or none."""
-    evaluation = _read_json(path)
+    evaluation = read_json(path)
     if evaluation.get("format") != EVALUATION_FORMAT:
         raise ValueError(f"{path}: format is {evaluation.get('format')!r}, allowed: {EVALUATION_FORMAT}")
     absent = [part for part in EVALUATION_PARTS if part not in evaluation]
@@ -332,7 +321,7 @@ def _read_evaluation(path: Path, folder: Path, config) -> dict:
 def _training_options(folder: Path | None) -> dict | None:
     """The options of the run that made the model, if it left them."""
     path = folder and folder / "training_config.json"
-    return _read_json(path) if path and path.is_file() else None
+    return read_json(path) if path and path.is_file() else None
 
 
 def _megabytes(folder: Path | None) -> float | None:

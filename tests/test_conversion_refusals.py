@@ -208,7 +208,7 @@ def test_folders_that_are_no_checkpoints(model, tmp_path):
     assert_refused(folder, tmp_path / "out", "convert .*compression_state_dict.bin", FileNotFoundError)
     for text, message in [
         ("{", "config.json: no JSON"),
-        ("[]", "config.json: a list, allowed: an object"),
+        ("[]", "config.json: holds a list, allowed: a JSON object"),
         ('{"model_type": "musicgen"}', "model_type is 'musicgen', allowed: encodec or encodec_lm"),
     ]:
         (folder / "config.json").write_text(text)

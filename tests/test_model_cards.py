@@ -414,7 +414,7 @@ def test_files_that_do_not_fit_are_refused(evaluation, tmp_path):
     with pytest.raises(ValueError, match="has no 'data', allowed: what `modeling-encodec evaluate` writes$"):
         card_for(bundled_checkpoint(), name="x", evaluation=evaluation)
     evaluation.write_text("[")
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(ValueError, match="no JSON"):
         card_for(bundled_checkpoint(), name="x", evaluation=evaluation)
 
 
