@@ -124,6 +124,8 @@ class FakeHub:
         paths = {"HF_HUB_CACHE": "hub", "HF_TOKEN_PATH": "token", "HF_STORED_TOKENS_PATH": "stored_tokens"}
         for name, value in (here | {name: str(home / path) for name, path in paths.items()}).items():
             monkeypatch.setattr(constants, name, value)
+        # Transformers asks by one object for all, which keeps the address that it was made with.
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
 
 
 ROUTES = []
