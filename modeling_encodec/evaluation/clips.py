@@ -4,9 +4,7 @@ Categories are the folders directly inside a folder, a manifest's field, or a da
 libsndfile and resampled by soxr, as everywhere in the project.
 """
 
-import csv
 import hashlib
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ import numpy as np
 
 from modeling_encodec.processors.audio import AUDIO_SUFFIXES, read_audio
 from modeling_encodec.training.clips import Location, UnusableClip, encoded_seconds
-from modeling_encodec.training.corpora import DatasetRow, audio_column, load_dataset
+from modeling_encodec.training.corpora import DatasetRow, audio_column, load_dataset, manifest_rows
 from modeling_encodec.training.options import CorpusConfig
 
 
@@ -165,7 +163,11 @@ def _of_folder(folder: Path) -> list[Clip]:
 
 
 def _of_manifest(manifest: Path, category: str | None) -> list[Clip]:
-    rows = _manifest_rows(manifest)
+    if manifest.suffix not in (".jsonl", ".csv", ".txt"):
+        raise ValueError(f"{manifest}: no manifest, allowed: .jsonl, .csv, .txt, or a folder or dataset")
+    rows = manifest_rows(manifest)
+    if any(None in row for row in rows):
+        raise ValueError(f"{manifest}: a row has more values than there are columns, allowed: as many")
     category = _category_field(category, {key for row in rows for key in row}, manifest)
     clips: dict[str, Clip] = {}
     for row in rows:
@@ -185,27 +187,6 @@ def _category(value, name: str) -> str:
     if isinstance(value, (str, int, float)):
         return str(value)
     raise ValueError(f"{name}: category is a {type(value).__name__}, allowed: text")
-
-
-def _manifest_rows(manifest: Path) -> list[dict]:
-    if manifest.suffix not in (".jsonl", ".csv", ".txt"):
-        raise ValueError(f"{manifest}: no manifest, allowed: .jsonl, .csv, .txt, or a folder or dataset")
-    try:
-        with manifest.open(encoding="utf-8-sig", newline="") as file:
-            if manifest.suffix == ".csv":
-                rows = list(csv.DictReader(file))
-            else:
-                lines = [line.strip() for line in file if line.strip()]
-                rows = [{"path": line} if manifest.suffix == ".txt" else json.loads(line) for line in lines]
-        if not all(isinstance(row["path"], str) for row in rows):
-            raise ValueError("a path is no text")
-        if any(None in row for row in rows):
-            raise ValueError("a row has more values than there are columns")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{manifest}: no manifest ({type(error).__name__}: {error}), allowed: a path in every row"
-        ) from None
-    return rows
 
 
 def _of_dataset(config: CorpusConfig, category: str | None) -> list[Clip]:

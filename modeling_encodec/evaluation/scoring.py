@@ -13,6 +13,7 @@ from modeling_encodec.evaluation.metrics import mel_distance, si_snr, windowed_s
 from modeling_encodec.evaluation.perceptual import missing_package, pesq, stoi, visqol
 from modeling_encodec.evaluation.systems import System
 from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.streaming import encode_blocks
 
 
 # SI-SNR of an exact copy is infinite, which JSON and means have no place for.
@@ -119,10 +120,9 @@ def count_codes(audio: np.ndarray, model: EncodecModel) -> np.ndarray:
     """How often audio (channels, T) uses each entry of each codebook at the highest bandwidth, (codebooks, entries)
     uint32."""
     config = model.config
-    coded = model.encode(torch.from_numpy(audio)[None].to(model.device), num_quantizers=config.num_quantizers)
     counts = np.zeros((config.num_quantizers, config.codebook_size), np.uint32)
-    for chunk, frames in zip(coded.audio_codes[:, 0].cpu().numpy(), _frames_of_chunks(model, audio.shape[1])):
-        for codebook, codes in enumerate(chunk[:, :frames]):
+    for piece, _ in encode_blocks(model, [audio], config.num_quantizers):
+        for codebook, codes in enumerate(piece.cpu().numpy()):
             counts[codebook] += np.bincount(codes, minlength=config.codebook_size).astype(np.uint32)
     return counts
 
@@ -135,7 +135,3 @@ def find_lag(reference: np.ndarray, estimate: np.ndarray, most: int) -> int:
     correlation = np.fft.irfft(spectra[0].conj() * spectra[1], size)
     near = np.concatenate([correlation[-most:], correlation[: most + 1]]) if most else correlation[:1]
     return int(near.argmax()) - most if near.max() > 0 else 0
-
-
-def _frames_of_chunks(model: EncodecModel, samples: int) -> list[int]:
-    return [model.config.num_frames(stop - start) for start, stop in model.config.chunk_spans(samples)]

@@ -252,19 +252,32 @@ def _manifest_paths(config: CorpusConfig) -> list[Path]:
         raise ValueError(
             f"corpus {config.name!r}: source is {config.source!r}, allowed: an existing .jsonl, .csv or .txt"
         )
-    with manifest.open(encoding="utf-8-sig", newline="") as file:
-        try:
+    try:
+        return [manifest.parent / row["path"] for row in manifest_rows(manifest)]
+    except ValueError as error:
+        raise ValueError(f"corpus {config.name!r}: {error}") from None
+
+
+def manifest_rows(manifest: Path) -> list[dict]:
+    """The rows of a .jsonl, .csv or .txt manifest, each with the `path` of a file, relative to the manifest.
+
+    Raises:
+        ValueError: if a row has no path, or the file is not what its name says.
+    """
+    try:
+        with manifest.open(encoding="utf-8-sig", newline="") as file:
             if manifest.suffix == ".csv":
-                names = [row["path"] for row in csv.DictReader(file)]
+                rows = list(csv.DictReader(file))
             else:
                 lines = [line.strip() for line in file if line.strip()]
-                names = lines if manifest.suffix == ".txt" else [json.loads(line)["path"] for line in lines]
-            return [manifest.parent / name for name in names]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"corpus {config.name!r}: {manifest} is no manifest ({type(error).__name__}: {error}), "
-                "allowed: a path in every row"
-            ) from None
+                rows = [{"path": line} if manifest.suffix == ".txt" else json.loads(line) for line in lines]
+        for row in rows:
+            Path(row["path"])  # what is no path is refused
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{manifest} is no manifest ({type(error).__name__}: {error}), allowed: a path in every row"
+        ) from None
+    return rows
 
 
 def _import_datasets():
