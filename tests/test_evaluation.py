@@ -209,7 +209,7 @@ def test_damaged_records_are_made_anew(run, model_folder, data, tmp_path, conten
     (tmp_path / "out" / "clips" / "000000.npz").unlink()
     (tmp_path / "out" / "run.json").write_bytes(content if content != b"{}" else b"null")
     code, _, lines = run(*command)
-    assert code == 2 and ("run.json: damaged" in lines[-1] or "another evaluation" in lines[-1])
+    assert code == 2 and ("run.json: damaged" in lines[-1] or "another run" in lines[-1])
     assert run(*command, "--force")[0] == 0
     assert (tmp_path / "out" / "evaluation.json").read_bytes() == whole
 
@@ -234,7 +234,7 @@ def test_another_evaluation_is_not_mixed_in(run, model_folder, data, tmp_path):
     command = ("evaluate", model_folder / "codec", data, "-o", tmp_path / "out", *QUICK)
     assert run(*command, "-b", "0.9")[0] == 0
     code, _, lines = run(*command, "-b", "1.8")
-    assert code == 2 and lines[-1].endswith("holds another evaluation (systems differ); --force begins anew")
+    assert code == 2 and lines[-1].endswith("holds another run (systems differ); --force begins anew")
     assert row_of(results_of(tmp_path / "out"), "encodec", 0.9)
     assert run(*command, "-b", "1.8", "--force")[0] == 0
     assert {row["kbps"] for row in results_of(tmp_path / "out")["results"]} == {1.8, None}

@@ -12,15 +12,12 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from modeling_encodec.atomic import atomic_path
@@ -31,6 +28,7 @@ from modeling_encodec.evaluation.scoring import METRICS, count_codes, score_clip
 from modeling_encodec.evaluation.systems import System, program_versions
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.run_folder import join_processes, start_run
 
 
 logger = logging.getLogger(__name__)
@@ -86,9 +84,9 @@ def run_evaluation(evaluation: Evaluation, folder: Path, *, force: bool = False)
         ValueError: if what it holds is damaged.
         ImportError: if a package is missing that the results need.
     """
-    rank, processes, wait = _processes()
+    rank, processes, wait = join_processes()
     if rank == 0:
-        _start(evaluation.describe(), folder, force)
+        start_run(evaluation.describe(), folder, "clips", force=force)
     wait()
     numbers = range(rank, len(evaluation.clips), processes)
     todo = [number for number in numbers if "rows" not in (read_record(evaluation, folder, number) or {})]
@@ -173,43 +171,6 @@ def _keep(evaluation: Evaluation, clip: Clip, path: Path) -> None:
             np.savez_compressed(file, counts=count_codes(audio, model))
     with atomic_path(path) as temporary:  # last: a clip with a record is done
         temporary.write_text(json.dumps(record))
-
-
-def _start(description: dict, folder: Path, force: bool) -> None:
-    """Make the folder, or go on in it."""
-    begun = folder / "run.json"
-    if not begun.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise FileExistsError(f"{folder} holds other things, allowed: a new folder, or that of this evaluation")
-    elif force:
-        for path in folder.glob("clips/*"):
-            path.unlink()
-    else:
-        _check_same(description, begun)
-    with atomic_path(begun) as temporary:
-        temporary.write_text(json.dumps(description, indent=1))
-    (folder / "clips").mkdir(exist_ok=True)
-
-
-def _check_same(description: dict, begun: Path) -> None:
-    try:
-        old = dict(json.loads(begun.read_text()))
-    except (ValueError, TypeError):
-        raise ValueError(f"{begun}: damaged; --force begins anew") from None
-    changed = ", ".join(key for key in description if description[key] != old.get(key))
-    if changed:
-        raise FileExistsError(f"{begun.parent} holds another evaluation ({changed} differ); --force begins anew")
-
-
-def _processes():
-    """Number of this process, how many there are, and what waits for all."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1, lambda: None
-    from accelerate import PartialState
-
-    # A process that is done waits for the slowest, for as long as that takes.
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
-    return state.process_index, state.num_processes, state.wait_for_everyone
 
 
 def _sha256(value) -> str:
