@@ -5,6 +5,8 @@ import importlib
 
 _MODULES = {
     "AudioReader": "modeling_encodec.processors.audio",
+    "CodecDetokenizer": "modeling_encodec.processors.dataset_tokenization",
+    "CodecTokenizer": "modeling_encodec.processors.dataset_tokenization",
     "CodecTrainer": "modeling_encodec.training.trainer",
     "EcdcReader": "modeling_encodec.bitstream.codes_file",
     "EcdcWriter": "modeling_encodec.bitstream.codes_file",

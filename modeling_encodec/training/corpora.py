@@ -15,8 +15,9 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -139,7 +140,7 @@ class StreamedCorpus:
                 first %= self._length
             number = first
             for value in self._values(first):
-                yield _encoded(f"{self.name}, row {number}", value)
+                yield encoded_audio(f"{self.name}, row {number}", value)
                 number += 1
             if number == first > 0:  # shorter than what was to be skipped: count it
                 self._length = sum(1 for _ in self._values(0))
@@ -165,7 +166,7 @@ class DatasetRow:
 
     def __call__(self) -> str | bytes:
         """The bytes or path."""
-        location = _encoded("", self.dataset[self.row][self.column])[1]
+        location = encoded_audio("", self.dataset[self.row][self.column])[1]
         return location() if callable(location) else location
 
 
@@ -288,8 +289,8 @@ def _import_datasets():
     return datasets
 
 
-def load_dataset(config: CorpusConfig):
-    """The dataset of a corpus, from the Hub or a folder of `save_to_disk`.
+def load_dataset(config: CorpusConfig, *, revision: str | None = None):
+    """The dataset of a corpus, from the Hub (a branch, tag or commit: `revision`) or a folder of `save_to_disk`.
 
     Raises:
         ValueError: for a split that it has not.
@@ -298,7 +299,9 @@ def load_dataset(config: CorpusConfig):
     datasets = _import_datasets()
     folder = Path(config.source)
     if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        return datasets.load_dataset(config.source, config.subset, split=config.split, streaming=config.streaming)
+        return datasets.load_dataset(
+            config.source, config.subset, split=config.split, streaming=config.streaming, revision=revision
+        )
     dataset = datasets.load_from_disk(config.source)
     if isinstance(dataset, dict):
         if config.split not in dataset:
@@ -307,8 +310,8 @@ def load_dataset(config: CorpusConfig):
     return dataset.to_iterable_dataset() if config.streaming else dataset
 
 
-def audio_column(config: CorpusConfig, dataset):
-    """The dataset's audio column alone, its audio left encoded.
+def audio_column(config: CorpusConfig, dataset, *, keep: Sequence[str] = ()):
+    """The dataset's audio column, its audio left encoded, and the columns to `keep`; no others.
 
     Raises:
         ValueError: if it is no dataset, or has no such column.
@@ -325,7 +328,7 @@ def audio_column(config: CorpusConfig, dataset):
             )
         if isinstance(dataset.features[config.column], datasets.Audio):
             dataset = dataset.cast_column(config.column, datasets.Audio(decode=False))
-    return dataset.with_format(None).select_columns([config.column])
+    return dataset.with_format(None).select_columns([config.column, *keep])
 
 
 def _index_dataset(config: CorpusConfig, dataset, cache: Path | None, workers: int):
@@ -337,17 +340,19 @@ def _index_dataset(config: CorpusConfig, dataset, cache: Path | None, workers: i
     return index_entries(entries, cache and cache / "dataset.jsonl", workers)
 
 
-def _encoded(name: str, value) -> tuple[str, Location]:
-    """Name and location of a row's audio: a path, bytes, or both as {"path", "bytes"}."""
+def encoded_audio(name: str, value) -> tuple[str, Location]:
+    """Name and location of a row's audio: a path, bytes, or both as {"path", "bytes"}; of anything else a location
+    that refuses when it is called."""
     if isinstance(value, dict) and {"path", "bytes"} & set(value):
         if value.get("path"):
             name = f"{name} ({value['path']})"
         value = value.get("bytes") or value.get("path")
     if isinstance(value, (str, bytes)):
         return name, value
+    kind = type(value).__name__
+    return name, partial(refuse, name, f"audio is a {kind}, allowed: a path, bytes, or a struct of path and bytes")
 
-    def refuse():
-        kind = type(value).__name__
-        raise UnusableClip(name, f"audio is a {kind}, allowed: a path, bytes, or a struct of path and bytes")
 
-    return name, refuse
+def refuse(name: str, reason: str):
+    """Raise UnusableClip: with `functools.partial` the location of what gives no audio."""
+    raise UnusableClip(name, reason)

@@ -1,0 +1,318 @@
+"""Audio to codes and back, clip by clip: what every way of tokenising a corpus shares.
+
+On a CPU a clip is computed alone and with one thread, so that its codes are the same bits in any batch and process;
+processes, not threads, are what makes it fast. An accelerator computes clips of similar lengths together.
+"""
+
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from modeling_encodec.batching_encodec import group_by_length, stack_chunks, stack_scales
+from modeling_encodec.bitstream.compression import name_of
+from modeling_encodec.bitstream.fingerprints import codebook_fingerprint, stream_fingerprint
+from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.precision_encodec import exact_float32
+from modeling_encodec.processors.audio import AudioReader, match_channels, resample
+from modeling_encodec.training.clips import LEAST_COMPLETE, UnusableClip
+
+
+MOST_DECODED_FRAMES = 1 << 16  # of all clips that are decoded together, padding counted
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A clip's codes (K, F), of a model with chunks one chunk after the other; the chunks' loudness (N,) float32 if
+    the model normalises; and its samples at the model's rate."""
+
+    codes: np.ndarray
+    scales: np.ndarray | None
+    audio_length: int
+
+
+class Codec:
+    """A codec as a value: it can be sent to any process, and is loaded there when first used.
+
+    One from a folder or the Hub travels as that name, one in memory as its weights.
+
+    Attributes:
+        name (`str`): what files call the model.
+        config (`EncodecConfig`): of the model.
+        fingerprint (`str`): hash of all weights and settings that decide codes.
+        codebooks (`str`): hash of the codebooks, which is what codes mean.
+    """
+
+    def __init__(self, model: str | Path | EncodecModel, precision: str = "exact"):
+        """`model`: a folder, Hub id, or a model. `precision` as of `EncodecModel`.
+
+        Raises:
+            OSError: if there is no such model.
+            ValueError: for an unknown precision.
+        """
+        if isinstance(model, EncodecModel):
+            self._source = _packed(model)
+        else:  # a folder by its whole path: another process may stand elsewhere
+            self._source = str(Path(model).resolve() if Path(model).is_dir() else model)
+        loaded = _load(self._source, precision, "cpu")
+        self.name = name_of(model if isinstance(model, EncodecModel) else loaded)
+        self.config, self.precision = loaded.config, precision
+        self.fingerprint, self.codebooks = stream_fingerprint(loaded), codebook_fingerprint(loaded)
+        self._loaded = {"cpu": loaded}
+
+    def __getstate__(self) -> dict:
+        # The configuration as text: equal codecs are then pickled to equal bytes, which caches go by.
+        return self.__dict__ | {"_loaded": {}, "config": self.config.to_json_string(use_diff=False)}
+
+    def __setstate__(self, state: dict) -> None:
+        config = EncodecConfig.from_dict(json.loads(state["config"]))
+        self.__dict__.update(state | {"config": config})
+
+    def on(self, device: str) -> EncodecModel:
+        """The model on this device, loaded once in each process.
+
+        Raises:
+            ValueError: if what lies under its name is no longer the same, or the device is none.
+        """
+        if device not in self._loaded:
+            loaded = _load(self._source, self.precision, device)
+            if stream_fingerprint(loaded) != self.fingerprint:
+                raise ValueError(f"model {self.name!r} has changed since it was opened, allowed: the same weights")
+            self._loaded[device] = loaded
+        return self._loaded[device]
+
+    def count(self, bandwidth: float | None, num_quantizers: int | None) -> int:
+        """Codebooks that one of the two asks for.
+
+        Raises:
+            ValueError: for what the model has not, or if neither is given and the model has several bandwidths.
+        """
+        allowed = self.config.target_bandwidths
+        if bandwidth is None and num_quantizers is None and len(allowed) > 1:
+            raise ValueError(f"bandwidth is not given, allowed: one of {list(allowed)} kbps, or num_quantizers")
+        return self.on("cpu").resolve_quantizers(bandwidth, num_quantizers)
+
+    def provenance(self, num_quantizers: int) -> dict:
+        """What tokens were made with."""
+        config = self.config
+        kbps = num_quantizers * config.codebook_nbits * config.sampling_rate / config.hop_length / 1000
+        return {
+            "model": self.name,
+            "model_fingerprint": self.fingerprint,
+            "codebook_fingerprint": self.codebooks,
+            "num_quantizers": num_quantizers,
+            "codebook_size": config.codebook_size,
+            "bandwidth_kbps": round(kbps, 6),
+            "sampling_rate": config.sampling_rate,
+            "audio_channels": config.audio_channels,
+            "hop_length": config.hop_length,
+            "precision": self.precision,
+        }
+
+    @property
+    def code_dtype(self) -> str:
+        """What codes are kept as."""
+        return "uint16" if self.config.codebook_size <= 1 << 16 else "int32"
+
+
+def process_device(device: str | None, number: int) -> str:
+    """Of process `number` of a machine: `device`, or its own of the GPUs, or the CPU where there are none."""
+    if device is not None:
+        return device
+    return f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def one_thread(device: str) -> Iterator[None]:
+    """PyTorch computes with one thread meanwhile, if on a CPU."""
+    before = torch.get_num_threads()
+    try:
+        if device == "cpu":
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---- clips to codes -----------------------------------------------------------------------------------------------
+
+
+def open_clip(location, config: EncodecConfig) -> tuple[float, Iterator[np.ndarray]]:
+    """How many seconds a clip promises, and its audio in blocks (channels, T) as the model wants it.
+
+    `location`: a path, encoded bytes, {"array", "sampling_rate"}, or what gives one of these when called. The blocks
+    raise a ValueError with the reason where there is no audio: damaged, empty, cut off, not finite, too many channels.
+
+    Raises:
+        ValueError: if there is no audio.
+    """
+    rate, channels = config.sampling_rate, config.audio_channels
+    try:
+        location = location() if callable(location) else location
+        if isinstance(location, dict):
+            audio = _array(location, rate, channels)
+            return audio.shape[1] / rate, iter([audio])
+        reader = AudioReader(BytesIO(location) if isinstance(location, bytes) else location, rate, channels)
+    except UnusableClip as error:
+        raise ValueError(error.reason) from None
+    except (ValueError, OSError) as error:
+        raise ValueError(_reason(error, location)) from None
+    return reader.seconds, _blocks(reader, location)
+
+
+def read_clip(location, config: EncodecConfig) -> np.ndarray:
+    """A clip's audio (channels, T) as the model wants it; see `open_clip`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    blocks = list(open_clip(location, config)[1])
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+
+
+def encode_clips(model: EncodecModel, clips: Sequence[np.ndarray | torch.Tensor], num_quantizers: int) -> list[Tokens]:
+    """Tokens of clips (channels, T) of any lengths; those of `model.encode` of each."""
+    spans = [list(model.config.chunk_spans(clip.shape[1])) for clip in clips]
+    audio = [torch.as_tensor(clip).to(model.device)[None] for clip in clips]
+    pieces = [whole[..., start:stop] for whole, row in zip(audio, spans) for start, stop in row]
+    with torch.no_grad(), exact_float32(), one_thread(model.device.type):
+        codes, scales = model.encode_pieces(pieces, num_quantizers)
+    codes, scales = iter(codes), iter(scales or [None] * len(codes))
+    return [
+        join_pieces(model.config, [(next(codes)[0], next(scales)) for _ in row], clip.shape[1])
+        for clip, row in zip(clips, spans)
+    ]
+
+
+def join_pieces(config: EncodecConfig, pieces: Sequence[tuple], audio_length: int) -> Tokens:
+    """Tokens of a clip of the codes (K, F) and scales of its pieces, in their order."""
+    codes = torch.cat([codes for codes, _ in pieces], dim=1).cpu().numpy()
+    scales = np.array([float(scale) for _, scale in pieces], np.float32) if config.normalize else None
+    return Tokens(codes.astype(np.uint16 if config.codebook_size <= 1 << 16 else np.int32), scales, audio_length)
+
+
+def _blocks(reader: AudioReader, location) -> Iterator[np.ndarray]:
+    read = 0
+    try:
+        with reader:
+            for block in reader:
+                read += block.shape[1]
+                yield block
+    except (ValueError, OSError) as error:
+        raise ValueError(_reason(error, location)) from None
+    if read < LEAST_COMPLETE * reader.seconds * reader.sampling_rate - 1:
+        raise ValueError(f"cut off: {read / reader.sampling_rate:.2f} of {reader.seconds:.2f} s")
+
+
+def _array(value: dict, rate: int, channels: int) -> np.ndarray:
+    samples = np.asarray(value.get("array"))
+    if samples.dtype.kind != "f" or samples.ndim not in (1, 2) or 0 in samples.shape:
+        raise ValueError(
+            f"array is {samples.dtype} {samples.shape}, allowed: floats (samples,) or (channels, samples)"
+        )
+    given = value.get("sampling_rate")
+    if type(given) is not int or given < 1:
+        raise ValueError(f"sampling_rate is {given}, allowed: Hz, at least 1")
+    samples = samples.astype(np.float32).reshape(-1, samples.shape[-1])
+    if samples.shape[0] > 8 and samples.shape[0] > samples.shape[1]:
+        raise ValueError(f"array has shape {samples.shape}, allowed: (channels, samples); it looks transposed")
+    if not np.isfinite(samples).all():
+        raise ValueError("holds samples that are NaN or infinite")
+    return resample(match_channels(samples, channels), given, rate)
+
+
+def _reason(error: Exception, location) -> str:
+    """What went wrong, without the place of the file."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    for name in (location if isinstance(location, str) else "", "the input"):
+        text = text.removeprefix(f"{name}: ")
+    return text
+
+
+# ---- codes to audio -----------------------------------------------------------------------------------------------
+
+
+def decode_tokens(model: EncodecModel, rows: Sequence[Tokens]) -> list[np.ndarray]:
+    """Audio (channels, T) float32 of tokens; that of `model.decode` of each.
+
+    Raises:
+        ValueError: for tokens that are none of the model's.
+    """
+    lengths = [tokens.codes.shape[1] for tokens in rows]
+    audio = [None] * len(rows)
+    with torch.no_grad(), one_thread(model.device.type):
+        for group in group_by_length(lengths, MOST_DECODED_FRAMES):
+            by_count = itertools.groupby(sorted(group, key=lambda i: len(rows[i].codes)), lambda i: len(rows[i].codes))
+            for chosen in (list(places) for _, places in by_count):
+                for place, decoded in zip(chosen, _decode(model, [rows[place] for place in chosen])):
+                    audio[place] = decoded.float().cpu().numpy()
+    return audio
+
+
+def _decode(model: EncodecModel, rows: list[Tokens]) -> list[torch.Tensor]:
+    config, shape, codes, scales = model.config, [], [], []
+    for tokens in rows:
+        frames = [config.num_frames(stop - start) for start, stop in config.chunk_spans(tokens.audio_length)]
+        if sum(frames) != tokens.codes.shape[1]:
+            given = f"{tokens.codes.shape[1]} frames for {tokens.audio_length} samples"
+            raise ValueError(f"codes have {given}, allowed: {sum(frames)}")
+        shape.append(len(frames))
+        codes += torch.from_numpy(tokens.codes.astype(np.int64))[None].split(frames, dim=2)
+        if config.normalize:
+            if tokens.scales is None or len(tokens.scales) != len(frames):
+                given = None if tokens.scales is None else len(tokens.scales)
+                raise ValueError(f"scales are {given}, allowed: {len(frames)}, one for each chunk")
+            scales += [torch.tensor([[scale]]) for scale in tokens.scales.tolist()]
+    decoded = model.decode(
+        stack_chunks(codes, shape).to(model.device),
+        stack_scales(scales, shape) if config.normalize else None,
+        codes_lengths=torch.tensor([tokens.codes.shape[1] for tokens in rows]),
+        audio_lengths=torch.tensor([tokens.audio_length for tokens in rows]),
+    )
+    return decoded.rows()
+
+
+# ---- the codec as a value -----------------------------------------------------------------------------------------
+
+
+def _packed(model: EncodecModel) -> dict[str, bytes]:
+    """The files of a model; modules with parametrised weights cannot be pickled."""
+    with tempfile.TemporaryDirectory() as folder, _no_progress_bar():
+        model.save_pretrained(folder, max_shard_size="1TB")
+        return {name: (Path(folder) / name).read_bytes() for name in ("config.json", "model.safetensors")}
+
+
+def _load(source: str | dict[str, bytes], precision: str, device: str) -> EncodecModel:
+    with tempfile.TemporaryDirectory() as folder, _no_progress_bar():
+        if isinstance(source, dict):
+            for name, data in source.items():
+                (Path(folder) / name).write_bytes(data)
+        model = EncodecModel.from_pretrained(source if isinstance(source, str) else folder)
+    if isinstance(source, dict):
+        model.config._name_or_path = ""  # not the folder's name, which is another each time
+    try:
+        model = model.eval().to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:  # an unknown or absent device
+        raise ValueError(f"device is {device!r}: {' '.join(str(error).split())}") from None
+    model.precision = precision
+    return model
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
