@@ -1,0 +1,168 @@
+"""Corpora of single files: the audio of a folder, and what a manifest lists."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import pyarrow
+
+from modeling_encodec.processors.audio import AUDIO_SUFFIXES
+from modeling_encodec.processors.corpus.rows import Listing, Row, Shard, Source, UniqueNames, refuse_options, safe_name
+from modeling_encodec.training.corpora import manifest_rows
+
+
+ARCHIVE_SUFFIXES = (".parquet", ".tar")
+WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)")
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+
+
+@dataclass(frozen=True)
+class FolderShard(Shard):
+    """Files of a folder; `files` are their names relative to it as the file system has them, one string, to be small:
+    apart they would take several times the memory."""
+
+    folder: str
+    files: bytes = field(repr=False)
+
+    def rows(self) -> Iterator[Row]:
+        """Its rows."""
+        for file in self.files.split(b"\0"):
+            name = os.fsdecode(file)
+            yield Row(safe_name(name), os.path.join(self.folder, name))
+
+
+@dataclass(frozen=True)
+class ManifestShard(Shard):
+    """Files of a manifest: for each its name, its path relative to `folder`, and the values of the fields `keep`."""
+
+    folder: str
+    keep: tuple[str, ...]
+    files: tuple[tuple[str, str, tuple], ...] = field(repr=False)
+
+    def rows(self) -> Iterator[Row]:
+        """Its rows."""
+        for name, path, values in self.files:
+            yield Row(name, os.path.join(self.folder, path), dict(zip(self.keep, values)))
+
+
+def folder_source(folder: Path, shard_rows: int, shard_bytes: int) -> tuple[Source, list[tuple[str, os.stat_result]]]:
+    """The audio of a folder, with no shards if it holds none, and the archives in it; see `open_source`."""
+    listing, archives = Listing(), []
+
+    def audio() -> Iterator[tuple[bytes, int]]:
+        for name, state in _walk(folder):
+            if name.endswith(ARCHIVE_SUFFIXES):
+                archives.append((name, state))
+            else:
+                yield os.fsencode(name), listing.add(name, state)
+
+    shards = [
+        FolderShard(number, size, str(folder), b"\0".join(names))
+        for number, (names, size) in enumerate(_runs(audio(), shard_rows, shard_bytes))
+    ]
+    about = {"kind": "folder", "name": safe_name(folder.name)} | listing.describe()
+    return Source("B", shards, {}, about | {"shard_rows": shard_rows, "shard_bytes": shard_bytes}), archives
+
+
+def _walk(folder: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    """Audio files and archives in the order of their posix paths relative to `folder`; links to files are followed,
+    links to folders are not."""
+    with os.scandir(folder / below) as entries:
+        # With the "/" a folder's files come where they belong among all.
+        found = {f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name: entry for entry in entries}
+    for name, entry in sorted(found.items()):
+        wanted = os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES or name.endswith(ARCHIVE_SUFFIXES)
+        if name.endswith("/"):
+            yield from _walk(folder, below + name)
+        elif wanted and entry.is_file():
+            yield below + name, entry.stat()
+
+
+def _runs(files: Iterable[tuple[object, int]], most: int, most_bytes: int) -> Iterator[tuple[list, int]]:
+    """Consecutive files with the sum of their sizes: at least one, and no more than fit."""
+    run, total = [], 0
+    for file, size in files:
+        if run and (len(run) == most or total + size > most_bytes):
+            yield run, total
+            run, total = [], 0
+        run.append(file)
+        total += size
+    if run:
+        yield run, total
+
+
+def manifest_source(
+    manifest: Path, keep: tuple[str, ...], column: str | None, shard_rows: int, shard_bytes: int
+) -> Source:
+    """The files that a manifest lists; see `open_source`."""
+    rows = manifest_rows(manifest)
+    if any(None in row for row in rows):
+        raise ValueError(f"{manifest}: a row has more values than there are columns, allowed: as many")
+    if not rows:
+        raise ValueError(f"{manifest}: holds no rows, allowed: at least one")
+    refuse_options(manifest, keep, column, {key for row in rows for key in row} - {"path"})
+    of_csv = manifest.suffix == ".csv"
+    types, columns = {}, []
+    for name in keep:
+        types[name], values = _typed([row.get(name) for row in rows], of_csv)
+        columns.append(values)
+    listing, names, seen = Listing(), UniqueNames(), set()
+
+    def files() -> Iterator[tuple[tuple, int]]:
+        for row, *values in zip((row["path"] for row in rows), *columns):
+            path = str(manifest.parent / row)
+            if (path, *values) in seen:
+                continue
+            seen.add((path, *values))
+            # Places of this machine are no names.
+            name = os.path.relpath(path, manifest.parent) if os.path.isabs(row) else str(PurePosixPath(row))
+            name = names.add(safe_name(name))
+            yield (name, row, tuple(values)), listing.add(name, _state(path), *values)
+
+    shards = [
+        ManifestShard(number, size, str(manifest.parent), keep, tuple(found))
+        for number, (found, size) in enumerate(_runs(files(), shard_rows, shard_bytes))
+    ]
+    cut = {"keep": list(keep), "shard_rows": shard_rows, "shard_bytes": shard_bytes}
+    about = {"kind": "manifest", "name": safe_name(manifest.name)} | listing.describe() | cut
+    return Source("B", shards, types, about)
+
+
+def _state(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):  # ValueError: a path that cannot be, with a zero byte
+        return None
+
+
+def _typed(values: list, of_csv: bool) -> tuple[pyarrow.DataType, list]:
+    """The type of a field and its values in it. `of_csv`: they come from CSV, where empty ones are missing and text
+    that is a number as one would write it is a number: "7", not "007"."""
+    values = [None if of_csv and value == "" else value for value in values]
+    read = [_of_text(value) if of_csv and value is not None else value for value in values]
+    kinds = {type(value) for value in read if value is not None}
+    if kinds == {bool}:
+        return pyarrow.bool_(), read
+    if kinds == {int} and all(value is None or -(1 << 63) <= value < 1 << 63 for value in read):
+        return pyarrow.int64(), read
+    # Beyond 2**53 a float would be another number.
+    if kinds in ({float}, {int, float}) and not any(isinstance(value, int) and abs(value) > 1 << 53 for value in read):
+        return pyarrow.float64(), [None if value is None else float(value) for value in read]
+    return pyarrow.string(), [None if value is None else _as_text(value) for value in values]
+
+
+def _of_text(text: str) -> bool | int | float | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if WHOLE_NUMBER.fullmatch(text):
+        return int(text) if len(text) < 20 else text
+    return float(text) if NUMBER.fullmatch(text) else text
+
+
+def _as_text(value) -> str:
+    """Text as it is, anything else as JSON; halves of characters, that UTF-8 has none of, as Python writes them."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

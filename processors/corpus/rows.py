@@ -1,0 +1,152 @@
+"""Rows of a corpus, the shards that they are read in, and what listings of all kinds of corpora share.
+
+Names of rows are text that JSON, Parquet and terminals can hold: one with a backslash, or with anything unprintable or
+not UTF-8, is written with Python's escapes, so that no two become equal. The file itself is read under its own name.
+"""
+
+import hashlib
+import itertools
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pyarrow
+
+from modeling_encodec.processors.audio import AUDIO_SUFFIXES
+from modeling_encodec.training.clips import Location
+
+
+@dataclass(frozen=True)
+class Row:
+    """One audio of a corpus: its `name`, of which no two of a corpus are equal, where it lies, and the values that are
+    taken along.
+
+    `location` may also be {"array", "sampling_rate"} with a float32 array (T,) or (channels, T), or what raises
+    UnusableClip when called.
+    """
+
+    name: str
+    location: Location | dict = field(repr=False)
+    kept: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a corpus that is read apart from the others; `size` is in the unit of its source."""
+
+    number: int
+    size: int
+
+    def rows(self) -> Iterator[Row]:
+        """Its rows, always the same in the same order.
+
+        Raises:
+            ValueError: while iterating, if a file cannot be read on from there; the rows before that have come.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus: its shards, the unit of their sizes ("B" of files, "rows" or "shards"), and the Arrow types of the
+    kept values."""
+
+    unit: str
+    shards: list[Shard] = field(repr=False)
+    kept: dict[str, pyarrow.DataType]
+    description: dict = field(repr=False)
+
+    def describe(self) -> dict:
+        """JSON, equal for the same corpus cut in the same way: of files the names, sizes and times of change, of
+        datasets the fingerprint."""
+        return dict(self.description)
+
+
+def safe_name(name: str) -> str:
+    """A file's name as text that can be stored and shown; different for different names."""
+    return name if name.isprintable() and "\\" not in name else name.encode("unicode_escape").decode("ascii")
+
+
+class Listing:
+    """What decides whether files are the same: hashed as they are listed, so that the list need not be kept."""
+
+    def __init__(self):
+        self.files = self.bytes = 0
+        self._digest = hashlib.sha256()
+
+    def add(self, name: str, state: os.stat_result | None, *more) -> int:
+        """Count a file (`state` None: it is missing); returns its size."""
+        size, changed = (0, None) if state is None else (state.st_size, state.st_mtime_ns)
+        self.files, self.bytes = self.files + 1, self.bytes + size
+        self._digest.update(repr((name, size, changed, *more)).encode())
+        return size
+
+    def describe(self) -> dict:
+        """JSON of what was counted."""
+        return {"files": self.files, "bytes": self.bytes, "sha256": self._digest.hexdigest()}
+
+
+class UniqueNames:
+    """Names that have been given, so that no two are equal."""
+
+    def __init__(self):
+        self._given: set[str] = set()
+
+    def add(self, name: str) -> str:
+        """The name, or "name (2)" if it was given before."""
+        new = next(
+            tried for number in itertools.count(1)
+            if (tried := name if number == 1 else f"{name} ({number})") not in self._given
+        )  # fmt: skip
+        self._given.add(new)
+        return new
+
+
+@contextmanager
+def one_line_reasons(name: str) -> Iterator[None]:
+    """What a damaged file brings about becomes one line with its name, and not with its place on this machine."""
+    try:
+        yield
+    except (OSError, ValueError, tarfile.TarError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ValueError(f"{name}: {' '.join(reason.split())}") from error
+
+
+def refuse_options(source, keep: Sequence[str], column: str | None, allowed: Sequence[str]) -> None:
+    """Check the options of a source without columns of audio, of whose fields those `allowed` can be kept.
+
+    Raises:
+        ValueError: for a `column`, or a field to `keep` that is not there.
+    """
+    if column is not None:
+        raise ValueError(f"{source}: column is {column!r}, allowed: none, since it has no columns of audio")
+    for name in keep:
+        if name not in allowed:
+            raise ValueError(f"{source}: keep is {name!r}, allowed: {', '.join(sorted(allowed)) or 'none'}")
+
+
+def named_as_audio(column: str) -> bool:
+    """Whether a column's name ends as audio files do: "flac", "0.wav"."""
+    return f".{column.rpartition('.')[2].lower()}" in AUDIO_SUFFIXES
+
+
+def choose_column(source, columns: Sequence[str], asked: str | None, *, typed: Sequence[str] = ()) -> str:
+    """The column of audio: the one that is `asked` for; else "audio", the only one of that type (`typed`), or the only
+    one that is called like a kind of audio file.
+
+    Raises:
+        ValueError: if there is none, or no single one.
+    """
+    if asked is not None:
+        if asked not in columns:
+            raise ValueError(f"{source}: column is {asked!r}, allowed: {', '.join(columns) or 'none'}")
+        return asked
+    named = [column for column in columns if f".{column.lower()}" in AUDIO_SUFFIXES]
+    for found in (["audio"] if "audio" in columns else [], typed, named):
+        if len(found) == 1:
+            return found[0]
+    raise ValueError(
+        f"{source}: none of its columns is the audio by its name, name one: {', '.join(columns) or 'none'}"
+    )
