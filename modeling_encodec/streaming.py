@@ -364,7 +364,7 @@ def encode_blocks(
         return
     encoder = StreamingEncoder(model, num_quantizers=num_quantizers)
     length = model.config.chunk_stride or model.block_frames * model.config.hop_length
-    for block, last in _cut(blocks, length):
+    for block, last in cut_blocks(blocks, length):
         yield from signal_pieces(encoder, (encoder.finish if last else encoder.push)(block[None]))
 
 
@@ -395,11 +395,11 @@ def decode_blocks(model: EncodecModel, pieces: Iterable[tuple[torch.Tensor, floa
             yield decoder.push(codes[None], torch.tensor([[1.0 if scale is None else scale]]))[0]
         yield decoder.flush()[0]
         return
-    for codes, last in _cut((codes for codes, _ in pieces), model.block_frames):
+    for codes, last in cut_blocks((codes for codes, _ in pieces), model.block_frames):
         yield (decoder.finish if last else decoder.push)(codes[None])[0]
 
 
-def _cut(blocks: Iterable[torch.Tensor], length: int) -> Iterator[tuple[torch.Tensor, bool]]:
+def cut_blocks(blocks: Iterable[torch.Tensor], length: int) -> Iterator[tuple[torch.Tensor, bool]]:
     """The same in blocks of `length`, and whether each is the last, which may be shorter."""
     kept = None
     for block in blocks:

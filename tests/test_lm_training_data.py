@@ -23,8 +23,6 @@ from run_results import (
 )
 
 from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.training import code_corpus
-from modeling_encodec.training.code_corpus import encode_files
 from modeling_encodec.training.code_sequences import IGNORED, open_codes
 from modeling_encodec.training.lm_trainer import LMTrainer
 from modeling_encodec.training.mixing import batch_loader
@@ -103,26 +101,20 @@ def test_every_form_of_a_dataset_gives_the_same(place, tmp_path, monkeypatch):
         sequences(str(tmp_path / "floats"), column="tokens", codebooks=1)[0]
 
 
-# ---- code_corpus -------------------------------------------------------------------------------------------------
+# ---- what tokenize writes ----------------------------------------------------------------------------------------
 
 
-def test_code_corpus_holds_what_encode_gives(place, tmp_path):
+def test_sequences_of_what_tokenize_writes(place, run, tmp_path):
     codec = EncodecModel.from_pretrained(place / "codec").eval()
     files = sorted((place / "audio").iterdir())
-    broken = tmp_path / "broken.wav"
-    broken.write_bytes(b"RIFF and nothing more")
-    skipped = encode_files([files[0], broken, *files[1:]], codec, tmp_path / "codes")
-    assert [path for path, _ in skipped] == [broken] and "not readable as audio" in skipped[0][1]
-    assert "broken.wav" in (tmp_path / "codes" / "skipped_files.jsonl").read_text()
-    rows = datasets.load_from_disk(str(tmp_path / "codes")).with_format("numpy")
-    assert list(rows["path"]) == [str(path) for path in files]
-    assert rows.features["codes"].feature.feature.dtype == "int16"
-    for path, codes in zip(files, rows["codes"], strict=True):
+    assert (
+        run("tokenize", place / "audio", tmp_path / "codes", "-m", place / "codec", "-b", 1.2, "--workers", 0)[0] == 0
+    )
+    data = sequences(str(tmp_path / "codes"))
+    assert len(data) == len(files) and data[0]["codes"].shape == (BOOKS, 15)
+    for number, path in enumerate(files):
         audio = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
-        assert torch.equal(torch.from_numpy(np.asarray(codes)), codec.encode(audio, bandwidth=1.2).audio_codes[0, 0])
-    assert sequences(str(tmp_path / "codes"))[0]["codes"].shape == (BOOKS, 15)
-    with pytest.raises(FileExistsError, match="exists, allowed: a new folder"):
-        encode_files(files, codec, tmp_path / "codes")
+        assert torch.equal(data.recording(number), codec.encode(audio, bandwidth=1.2).audio_codes[0, 0])
 
 
 # The second of three chunks is shorter than a chunk by a frame, the third has a frame alone.
@@ -134,17 +126,6 @@ def write_three_chunks(folder: Path) -> np.ndarray:
     folder.mkdir()
     soundfile.write(folder / "a.wav", audio, 48000, subtype="FLOAT")
     return audio
-
-
-def test_code_corpus_joins_chunks(small_models, tmp_path):
-    codec = small_models["48khz"]
-    audio = torch.from_numpy(write_three_chunks(tmp_path / "audio").T)
-    encode_files(sorted((tmp_path / "audio").iterdir()), codec, tmp_path / "codes")
-    codes = torch.tensor(datasets.load_from_disk(str(tmp_path / "codes"))[0]["codes"])
-    spans = list(codec.config.chunk_spans(THREE_CHUNKS))
-    alone = [codec.encode(audio[None, :, start:stop], bandwidth=3.6).audio_codes[0, 0] for start, stop in spans]
-    assert [chunk.shape[1] for chunk in alone] == [150, 149, 1]
-    assert torch.equal(codes, torch.cat(alone, dim=1))
 
 
 def test_held_out_audio_joins_chunks(small_models, config, tmp_path):
@@ -160,45 +141,3 @@ def test_held_out_audio_joins_chunks(small_models, config, tmp_path):
     spans = codec.config.chunk_spans(THREE_CHUNKS)
     alone = [codec.encode(audio[None, :, start:stop], bandwidth=3.6).audio_codes[0, 0] for start, stop in spans]
     assert torch.equal(held_out, torch.cat(alone, dim=1))
-
-
-def test_code_corpus_appears_whole_or_not_at_all(place, tmp_path, monkeypatch):
-    codec = EncodecModel.from_pretrained(place / "codec").eval()
-    files = sorted((place / "audio").iterdir())
-    with pytest.raises(ValueError, match="none of 1 files could be read"):
-        encode_files([place / "nonesuch.wav"], codec, tmp_path / "codes")
-
-    def save_half(dataset, folder):
-        Path(folder, "half.arrow").write_text("half")
-        raise OSError("disk full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(datasets.Dataset, "save_to_disk", save_half)
-        with pytest.raises(OSError, match="disk full"):
-            encode_files(files, codec, tmp_path / "codes")
-    assert not (tmp_path / "codes").exists()
-    encode_files(files, codec, tmp_path / "codes")
-    assert len(datasets.load_from_disk(str(tmp_path / "codes"))) == 3
-    assert not (tmp_path / "codes" / "half.arrow").exists()
-
-
-def test_code_corpus_command(place, tmp_path, capsys):
-    """Two processes give what one gives, in the order of the files."""
-    codec = EncodecModel.from_pretrained(place / "codec").eval()
-    arguments = [str(place / "audio"), str(tmp_path / "two"), "--codec", str(place / "codec")]
-    assert code_corpus.main([*arguments, "--processes", "2"]) == 0
-    assert f"3 of 3 files are in {tmp_path / 'two'}" in capsys.readouterr().out
-    encode_files(sorted((place / "audio").iterdir()), codec, tmp_path / "one")
-    one, two = (datasets.load_from_disk(str(tmp_path / name)) for name in ("one", "two"))
-    assert one[:] == two[:]
-    (tmp_path / "empty").mkdir()
-    capsys.readouterr()
-    for wrong, message in (
-        (arguments, "exists, allowed: a new folder"),
-        ([str(tmp_path / "nonesuch"), str(tmp_path / "x")], "no such folder or manifest"),
-        ([str(tmp_path / "empty"), str(tmp_path / "x")], "none of 0 files could be read"),
-        ([*arguments[:1], str(tmp_path / "x"), "--processes", "0"], "processes is 0, allowed: at least 1"),
-    ):
-        assert code_corpus.main(wrong) == 2
-        error = capsys.readouterr().err.strip()
-        assert message in error and len(error.splitlines()) == 1

@@ -1,0 +1,101 @@
+"""`tokenize`."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modeling_encodec.commands.shared import Force, Model, Precision
+
+
+def tokenize(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder of audio, manifest (.jsonl, .csv, .txt), Parquet or WebDataset files or a folder of them, "
+            "saved dataset, or a dataset's Hub id.",
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the dataset of tokens.")],
+    model: Model = None,
+    bandwidth: Annotated[float | None, typer.Option("--bandwidth", "-b", help="kbps.")] = None,
+    num_quantizers: Annotated[int | None, typer.Option("--num-quantizers", help="Codebooks, instead of kbps.")] = None,
+    precision: Precision = "exact",
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda:1 ... (default: each process its GPU, or the CPU).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes that decode, for each that computes.")
+    ] = None,
+    keep: Annotated[list[str] | None, typer.Option("--keep", help="Column to take along; may be repeated.")] = None,
+    column: Annotated[str | None, typer.Option("--column", help="The audio's column (default: found out).")] = None,
+    split: Annotated[str, typer.Option("--split", help="Of a dataset; also what the output's is called.")] = "train",
+    subset: Annotated[str | None, typer.Option("--subset", help="Of a Hub dataset.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Of a Hub dataset.")] = None,
+    streaming: Annotated[
+        bool | None, typer.Option("--streaming/--no-streaming", help="Stream a dataset (default: from the Hub).")
+    ] = None,
+    shard_rows: Annotated[int, typer.Option("--shard-rows", help="Clips of a file of tokens, at most.")] = 1024,
+    shard_megabytes: Annotated[
+        float, typer.Option("--shard-megabytes", help="Audio files that become one file of tokens, about.")
+    ] = 256,
+    batch_seconds: Annotated[
+        float, typer.Option("--batch-seconds", help="Audio computed together; longer clips go in blocks.")
+    ] = 300,
+    keep_broken: Annotated[
+        bool, typer.Option("--keep-broken", help="Take what can be read of a source's file that breaks off.")
+    ] = False,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local: this process, or those of torchrun; ray: a Ray cluster.")
+    ] = "local",
+    force: Force = False,
+) -> None:
+    """A corpus to a dataset of codes; the same command goes on where it was stopped.
+
+    On several devices or machines: torchrun --nproc_per_node N -m modeling_encodec tokenize ...
+    """
+    import logging
+
+    from modeling_encodec.checkpoints import bundled_checkpoint
+    from modeling_encodec.processors.audio_tokens import Codec
+    from modeling_encodec.processors.corpus.sources import open_source
+    from modeling_encodec.processors.corpus.tokenization import Tokenization, tokenize_corpus
+
+    if engine not in ("local", "ray"):
+        raise ValueError(f"engine is {engine!r}, allowed: local, ray")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    codec = Codec(model or str(bundled_checkpoint()), precision)
+    count = codec.count(bandwidth, num_quantizers)
+    corpus = open_source(
+        source, keep=keep or (), column=column, split=split, subset=subset, revision=revision, streaming=streaming,
+        shard_rows=shard_rows, shard_bytes=int(shard_megabytes * (1 << 20)),
+    )  # fmt: skip
+    run = Tokenization(corpus, output, codec, count, split, batch_seconds, keep_broken)
+    if engine == "ray":
+        from modeling_encodec.processors.corpus.ray import tokenize_on_ray
+
+        report = tokenize_on_ray(run, device=device, workers=workers, force=force)
+    else:
+        report = tokenize_corpus(run, device=device, workers=workers, force=force)
+    if report is not None:
+        _tell(report, output)
+
+
+def _tell(report, output: Path) -> None:
+    import json
+
+    totals = report.manifest["totals"]
+    codes = totals["frames"] * report.manifest["provenance"]["num_quantizers"]
+    with (output / "skipped.jsonl").open(encoding="utf-8") as lines:
+        reasons = Counter(json.loads(line)["reason"] for line in lines)
+    typer.echo(
+        f"{totals['rows']} clips, {totals['hours']:.3f} hours, {len(report.manifest['files'])} files, "
+        f"{totals['bytes'] / 1e6:.1f} MB, {8 * totals['bytes'] / max(1, codes):.2f} bits a code; in {output}"
+    )
+    if report.hours:
+        speed = report.hours * 3600 / report.seconds
+        typer.echo(f"made now: {report.hours:.3f} hours in {report.seconds:.0f} s, {speed:.1f} hours of audio an hour")
+    for reason, count in reasons.most_common():
+        typer.echo(f"skipped {count}: {reason}")

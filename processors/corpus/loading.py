@@ -1,0 +1,181 @@
+"""Shards of a corpus as decoded audio, made by worker processes ahead of the model.
+
+A worker takes whole shards, one after the other, and sends what is in them: batches of clips of similar lengths, long
+clips in blocks. What comes of a shard, and in which order, depends on it and the settings alone and not on the number
+of workers, so that its tokens are the same whoever makes them. The price: a shard is read by one worker.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from modeling_encodec.batching_encodec import group_by_length
+from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.processors.audio_tokens import open_clip
+from modeling_encodec.processors.corpus.sources import Row, Shard
+from modeling_encodec.streaming import cut_blocks
+
+
+WINDOW_BATCHES = 2  # batches' worth of clips that are sorted by length together
+WINDOW_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row of a corpus: its number in its shard, its name, the values kept of it."""
+
+    number: int
+    name: str
+    kept: dict
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips of similar lengths, whole: one after the other in `audio` (channels, all samples)."""
+
+    shard: int
+    places: list[Place]
+    lengths: list[int]
+    audio: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """The next block (channels, T) of a long clip, and whether it is the last."""
+
+    shard: int
+    place: Place
+    audio: torch.Tensor
+    last: bool
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A row that gives no audio, and the reason. Blocks of it that came before do not count."""
+
+    shard: int
+    place: Place
+    reason: str
+
+
+@dataclass(frozen=True)
+class WindowEnd:
+    """All rows so far have been sent."""
+
+    shard: int
+
+
+@dataclass(frozen=True)
+class ShardEnd:
+    """The shard is at its end; or cannot be read further, for this reason."""
+
+    shard: int
+    broken: str | None = None
+
+
+@dataclass(frozen=True)
+class LoadingOptions:
+    """How a corpus is decoded.
+
+    Attributes:
+        config: of the model.
+        batch_seconds: audio of a batch, padding counted; longer clips come in blocks.
+        block_length: samples of a block.
+    """
+
+    config: EncodecConfig
+    batch_seconds: float
+    block_length: int
+
+    @property
+    def most(self) -> int:
+        """Samples of a batch."""
+        return int(self.batch_seconds * self.config.sampling_rate)
+
+
+def load_shards(shards: Sequence[Shard], options: LoadingOptions, workers: int) -> Iterator:
+    """What is in the shards, decoded by so many worker processes; by this one for 0."""
+    workers = min(workers, len(shards))
+    # In whatever order workers are ready: what is of one shard comes from one of them, in its order.
+    several = {"multiprocessing_context": "spawn", "prefetch_factor": 3, "in_order": False} if workers else {}
+    return iter(
+        DataLoader(_Shards(shards, options), batch_size=None, collate_fn=_as_it_is, num_workers=workers, **several)
+    )
+
+
+def default_workers(device: str, processes: int) -> int:
+    """Workers of one of so many processes of a machine: decoding takes a small part of a CPU's time beside a model
+    that runs there, and all of it beside one on a GPU."""
+    return 1 if device == "cpu" else max(1, min(8, (os.cpu_count() or 1) // processes - 1))
+
+
+class _Shards(IterableDataset):
+    def __init__(self, shards: Sequence[Shard], options: LoadingOptions):
+        self.shards, self.options = list(shards), options
+
+    def __iter__(self) -> Iterator:
+        info = get_worker_info()
+        mine = self.shards if info is None else self.shards[info.id :: info.num_workers]
+        for shard in mine:
+            yield from decode_shard(shard, self.options)
+
+
+def decode_shard(shard: Shard, options: LoadingOptions) -> Iterator:
+    """What is in a shard, in windows."""
+    window = _Window(shard.number, options)
+    try:
+        for number, row in enumerate(shard.rows()):
+            yield from window.take(number, row)
+    except Exception as error:  # whatever a reader of archives makes of damage: the row's own errors are caught before
+        yield from window.close()
+        yield ShardEnd(shard.number, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return
+    yield from window.close()
+    yield ShardEnd(shard.number)
+
+
+class _Window:
+    """Clips that wait to be sent in the order of their lengths."""
+
+    def __init__(self, shard: int, options: LoadingOptions):
+        self.shard, self.options = shard, options
+        self.places: list[Place] = []
+        self.audio: list[np.ndarray] = []
+        self.rows = self.samples = 0
+
+    def take(self, number: int, row: Row) -> Iterator:
+        """The next row."""
+        place = Place(number, row.name, row.kept)
+        self.rows += 1
+        try:
+            seconds, blocks = open_clip(row.location, self.options.config)
+            if seconds > self.options.batch_seconds:
+                for block, last in cut_blocks(blocks, self.options.block_length):
+                    yield Block(self.shard, place, block, last)
+            else:
+                blocks = list(blocks)
+                self.places.append(place)
+                self.audio.append(blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1))
+                self.samples += self.audio[-1].shape[1]
+        except ValueError as error:
+            yield Unusable(self.shard, place, str(error))
+        if self.samples >= WINDOW_BATCHES * self.options.most or self.rows == WINDOW_ROWS:
+            yield from self.close()
+
+    def close(self) -> Iterator:
+        """What has waited."""
+        for group in group_by_length([audio.shape[1] for audio in self.audio], self.options.most):
+            # One tensor, for each that is sent holds a file open.
+            audio = np.concatenate([self.audio[index] for index in group], axis=1)
+            places, lengths = zip(*((self.places[index], self.audio[index].shape[1]) for index in group))
+            yield Clips(self.shard, list(places), list(lengths), torch.from_numpy(audio))
+        self.places, self.audio, self.rows, self.samples = [], [], 0, 0
+        yield WindowEnd(self.shard)
+
+
+def _as_it_is(item):
+    return item

@@ -1,0 +1,193 @@
+"""Tokens of a corpus on disk: Parquet files, each whole or absent, and what is told of them all at the end.
+
+    OUT/run.json                           what is tokenised, and how; a run goes on only if that is the same
+    OUT/data/train-00017-of-00123.parquet  tokens of shard 17; what was skipped of it is in the file's metadata
+    OUT/manifest.json                      made at the end: totals, provenance, every file
+    OUT/skipped.jsonl                      made at the end: rows without tokens, and why
+    OUT/README.md                          made at the end: the dataset's card
+
+`datasets.load_dataset(OUT)` reads the folder as it is.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pyarrow
+from pyarrow import parquet
+
+from modeling_encodec.atomic import atomic_path
+from modeling_encodec.processors.audio_tokens import Tokens
+from modeling_encodec.processors.corpus.loading import Place
+
+
+METADATA_KEY = "modeling_encodec"
+# The names of data files that `datasets` finds by itself have five digits; others it would leave out.
+MOST_SHARDS = 99_999
+SUMMARY_FILES = ("manifest.json", "skipped.jsonl", "README.md")
+COLUMNS = ("name", "codes", "frames", "audio_length", "scales")
+
+
+def token_schema(code_dtype: str, scales: bool, kept: dict[str, pyarrow.DataType]) -> pyarrow.Schema:
+    """The columns of tokens, and of what is kept of a source's.
+
+    Raises:
+        ValueError: if one to be kept is called like one of the tokens'.
+    """
+    taken = sorted(set(kept) & set(COLUMNS))
+    if taken:
+        raise ValueError(f"kept column is {taken[0]!r}, allowed: other names than {', '.join(COLUMNS)}")
+    code = getattr(pyarrow, code_dtype)()
+    fields = {"name": pyarrow.string(), "codes": pyarrow.list_(pyarrow.list_(code))}
+    fields |= {"frames": pyarrow.int32(), "audio_length": pyarrow.int64()}
+    fields |= {"scales": pyarrow.list_(pyarrow.float32())} if scales else {}
+    return pyarrow.schema(fields | kept)
+
+
+def shard_path(folder: Path, split: str, number: int, shards: int) -> Path:
+    """Where the tokens of a shard lie."""
+    return folder / "data" / f"{split}-{number:05d}-of-{shards:05d}.parquet"
+
+
+class ShardFile:
+    """The file of a shard while it is made: rows in any order, written window by window in theirs."""
+
+    def __init__(self, path: Path, schema: pyarrow.Schema):
+        self.path, self.schema = path, schema
+        self.skipped: list[dict] = []
+        self.samples = self.frames = 0
+        self._rows: list[tuple[Place, Tokens]] = []
+        self._stack = ExitStack()
+        # Not made before there is something to write: a process has one waiting for every worker.
+        self._writer: parquet.ParquetWriter | None = None
+
+    def add(self, place: Place, tokens: Tokens) -> None:
+        """Tokens of a row of the window."""
+        self._rows.append((place, tokens))
+
+    def skip(self, place: Place | None, reason: str) -> None:
+        """A row, or without `place` the rest of the shard, without tokens."""
+        name, row = (None, None) if place is None else (place.name, place.number)
+        self.skipped.append({"row": row, "name": name, "reason": reason})
+
+    def close_window(self) -> None:
+        """Write the window's rows."""
+        rows = sorted(self._rows, key=lambda item: item[0].number)
+        self._rows = []
+        if rows:
+            self.samples += sum(tokens.audio_length for _, tokens in rows)
+            self.frames += sum(tokens.codes.shape[1] for _, tokens in rows)
+            self._open().write_table(self._table(rows))
+
+    def finish(self, about: dict) -> None:
+        """The file is whole: it appears, with `about` and what was skipped in its metadata."""
+        writer = self._open()
+        self.skipped.sort(key=lambda entry: (entry["row"] is None, entry["row"]))
+        notes = about | {"samples": self.samples, "frames": self.frames, "skipped": self.skipped}
+        writer.add_key_value_metadata({METADATA_KEY: json.dumps(notes)})
+        writer.close()
+        self._stack.close()
+
+    def discard(self) -> None:
+        """No file appears."""
+        if self._writer is not None:
+            self._writer.close()
+            with suppress(InterruptedError), self._stack:
+                raise InterruptedError
+
+    def _open(self) -> parquet.ParquetWriter:
+        if self._writer is None:
+            temporary = self._stack.enter_context(atomic_path(self.path))
+            # Codes are spread evenly over a dictionary's 10 bits; zstd takes what little is left.
+            self._writer = parquet.ParquetWriter(temporary, self.schema, compression="zstd")
+        return self._writer
+
+    def _table(self, rows: list[tuple[Place, Tokens]]) -> pyarrow.Table:
+        columns = {
+            "name": [place.name for place, _ in rows],
+            "codes": pyarrow.array([list(tokens.codes) for _, tokens in rows], self.schema.field("codes").type),
+            "frames": [tokens.codes.shape[1] for _, tokens in rows],
+            "audio_length": [tokens.audio_length for _, tokens in rows],
+        }
+        if "scales" in self.schema.names:
+            columns["scales"] = [tokens.scales for _, tokens in rows]
+        kept = {name: [place.kept.get(name) for place, _ in rows] for name in self.schema.names if name not in columns}
+        return pyarrow.Table.from_pydict(columns | kept, schema=self.schema)
+
+
+def read_notes(path: Path) -> dict | None:
+    """What the metadata of a shard's file says, and its `rows` and `bytes`; None if there is no whole file."""
+    try:
+        metadata = parquet.read_metadata(path)
+        notes = json.loads(metadata.metadata[METADATA_KEY.encode()])
+        return notes | {"rows": metadata.num_rows, "bytes": os.stat(path).st_size}
+    except (OSError, pyarrow.ArrowInvalid, KeyError, TypeError, ValueError):
+        return None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes began to write; none may be running."""
+    for path in (folder / "data").glob(".*.parquet"):
+        path.unlink()
+
+
+def write_summary(folder: Path, split: str, shards: int, description: dict) -> dict:
+    """Write manifest, skipped rows and card of a complete run; returns the manifest.
+
+    Raises:
+        ValueError: if a shard is missing, or there is not one row.
+    """
+    files, totals, skipped = [], dict.fromkeys(("rows", "skipped", "samples", "frames", "bytes"), 0), []
+    with atomic_path(folder / "skipped.jsonl") as temporary, temporary.open("w", encoding="utf-8") as lines:
+        for number in range(shards):
+            path = shard_path(folder, split, number, shards)
+            notes = read_notes(path)
+            if notes is None:
+                raise ValueError(f"{path.name}: missing or damaged, allowed: whole; the same command makes it anew")
+            skipped += notes["skipped"][: not skipped]
+            for entry in notes["skipped"]:
+                lines.write(json.dumps({"shard": number} | entry, ensure_ascii=False) + "\n")
+            counts = {name: notes[name] for name in ("rows", "samples", "frames", "bytes")}
+            counts["skipped"] = len(notes["skipped"])
+            files.append({"file": f"data/{path.name}"} | counts)
+            totals = {name: totals[name] + counts[name] for name in totals}
+    if totals["rows"] == 0:
+        first = f", the first: {skipped[0]['reason']}" if skipped else ""
+        raise ValueError(f"none of {totals['skipped']} clips gives audio{first}")
+    provenance = description["provenance"]
+    totals["hours"] = round(totals["samples"] / provenance["sampling_rate"] / 3600, 6)
+    manifest = {"format": 1, "split": split} | description | {"totals": totals, "files": files}
+    with atomic_path(folder / "README.md") as temporary:
+        temporary.write_text("\n".join(_card(manifest)), encoding="utf-8")
+    with atomic_path(folder / "manifest.json") as temporary:  # last: with it the folder is complete
+        temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    return manifest
+
+
+def _card(manifest: dict) -> Iterator[str]:
+    provenance, totals = manifest["provenance"], manifest["totals"]
+    # No `configs`: with them `datasets` takes its cache of another folder with an equal card for this one's.
+    yield from ["---", "task_categories:", "- text-to-audio", "tags:", "- encodec", "- audio-tokens", "---", ""]
+    yield from [f"# {manifest['source']['name']}, tokenised", ""]
+    rate = provenance["sampling_rate"] / provenance["hop_length"]
+    yield f"{totals['rows']} clips, {totals['hours']:.3f} hours, as codes of the neural audio codec EnCodec"
+    books = f"{provenance['num_quantizers']} codebooks of {provenance['codebook_size']} codes"
+    yield f"(`{provenance['model']}`): {books},"
+    yield f"{rate:g} frames a second, {provenance['bandwidth_kbps']:g} kbps. {totals['skipped']} clips were skipped"
+    yield "(`skipped.jsonl`). The audio's licence holds for its codes too."
+    yield ""
+    yield "| column | |"
+    yield "|---|---|"
+    yield "| name | of the clip in its source |"
+    yield "| codes | (codebooks, frames), whole numbers; of a model with chunks one chunk after the other |"
+    yield f"| frames, audio_length | frames, and samples at {provenance['sampling_rate']} Hz |"
+    if "scales" in manifest["columns"]:
+        yield "| scales | (chunks,) loudness, needed to decode |"
+    others = [name for name in manifest["columns"] if name not in COLUMNS]
+    if others:
+        yield f"| {', '.join(others)} | as in the source |"
+    yield from ["", "| made with | |", "|---|---|"]
+    yield from (f"| {name} | {value} |" for name, value in provenance.items())
+    yield ""

@@ -1,0 +1,308 @@
+"""A corpus of any size to tokens, by one process or many, on one machine or many, in constant memory.
+
+A source is cut into shards, each of which becomes one Parquet file. What is in the file depends on the shard and the
+settings alone, so shards can be made by any process, in any order, and a run that was killed goes on with those that
+are missing and ends with the same bytes. Processes share the folder and nothing else: rank r of w makes the missing
+shards r, r + w, ...; started by `torchrun` or `accelerate launch`, on as many machines as see the folder.
+"""
+
+import importlib.metadata
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+import torch
+from tqdm import tqdm
+
+from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.processors.audio_tokens import (
+    Codec,
+    Tokens,
+    encode_clips,
+    join_pieces,
+    one_thread,
+    process_device,
+)
+from modeling_encodec.processors.corpus.loading import (
+    Block,
+    Clips,
+    LoadingOptions,
+    ShardEnd,
+    Unusable,
+    WindowEnd,
+    default_workers,
+    load_shards,
+)
+from modeling_encodec.processors.corpus.shards import (
+    MOST_SHARDS,
+    SUMMARY_FILES,
+    ShardFile,
+    read_notes,
+    remove_leftovers,
+    shard_path,
+    token_schema,
+    write_summary,
+)
+from modeling_encodec.processors.corpus.sources import Shard, Source
+from modeling_encodec.run_folder import join_processes, start_run
+from modeling_encodec.streaming import StreamingEncoder, signal_pieces
+
+
+logger = logging.getLogger(__name__)
+
+BLOCK_SECONDS = 10  # of a long clip that travel at a time, at least
+PACKAGES = ("modeling-encodec", "torch", "numpy", "soxr")
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """What is tokenised, with what, and where to.
+
+    Attributes:
+        source: the corpus.
+        folder: for the output, see `shards`.
+        codec, num_quantizers: the model, and how many of its codebooks.
+        split: what the dataset's split is called.
+        batch_seconds: audio that is computed together on an accelerator, and that a clip has at most to be kept in
+            memory whole.
+        keep_broken: write what could be read of a shard that breaks off, and list the break; else it is no shard.
+    """
+
+    source: Source
+    folder: Path
+    codec: Codec
+    num_quantizers: int
+    split: str = "train"
+    batch_seconds: float = 300.0
+    keep_broken: bool = False
+
+    def __post_init__(self):
+        if not self.batch_seconds >= 1:
+            raise ValueError(f"batch_seconds is {self.batch_seconds}, allowed: at least 1")
+        if not self.split.isidentifier():
+            raise ValueError(f"split is {self.split!r}, allowed: letters, digits and _")
+        if len(self.source.shards) > MOST_SHARDS:
+            shards = len(self.source.shards)
+            raise ValueError(f"shards are {shards}, allowed: {MOST_SHARDS}; cut the source into larger ones")
+
+    @property
+    def schema(self):
+        """The columns of the output."""
+        return token_schema(self.codec.code_dtype, self.codec.config.normalize, self.source.kept)
+
+    def describe(self) -> dict:
+        """What decides the output, and nothing else: equal for equal runs."""
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        return {
+            "source": self.source.describe(),
+            "provenance": self.codec.provenance(self.num_quantizers),
+            "columns": {field.name: str(field.type) for field in self.schema},
+            "shards": len(self.source.shards),
+            "batch_seconds": self.batch_seconds,
+            "keep_broken": self.keep_broken,
+            "versions": versions | {"libsndfile": soundfile.__libsndfile_version__},
+        }
+
+    def path(self, shard: int) -> Path:
+        """The file of a shard."""
+        return shard_path(self.folder, self.split, shard, len(self.source.shards))
+
+
+@dataclass(frozen=True)
+class TokenizationReport:
+    """The `manifest` of a complete output, and what this run did of it: hours of audio, in so many seconds."""
+
+    manifest: dict
+    hours: float
+    seconds: float
+
+
+def tokenize_corpus(
+    run: Tokenization,
+    *,
+    device: str | None = None,
+    workers: int | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> TokenizationReport | None:
+    """Make every shard that is missing, all of them with `force`; a report on the first of several processes, when all
+    have done theirs.
+
+    Args:
+        device: such as "cuda:1"; by default the GPU of this process's number on its machine, or the CPU.
+        workers: processes that decode, for this one; 0 decodes in between.
+
+    Raises:
+        FileExistsError: if the folder holds something else, or another run and `force` is not set.
+        ValueError: if shards could not be read to their end; the others are there.
+    """
+    rank, processes, wait = join_processes()
+    number, of = (int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    device = process_device(device, number)
+    workers = default_workers(device, max(1, of)) if workers is None else workers
+    maker = ShardMaker(run, device, workers)
+    begun = time.monotonic()
+    if rank == 0:
+        begin_output(run, force=force)
+    wait()
+    missing = missing_shards(run)
+    wait()  # none begins before all know what is missing
+    mine = missing[rank::processes]
+    with _Progress(run, mine, processes, shown=progress and rank == 0) as bar:
+        broken = maker.make(mine, bar)
+    wait()
+    if broken:
+        raise ValueError("; ".join(broken))
+    return finish_output(run, missing, time.monotonic() - begun) if rank == 0 else None
+
+
+def begin_output(run: Tokenization, *, force: bool) -> None:
+    """Make the output's folder, or go on in it."""
+    start_run(run.describe(), run.folder, "data", force=force)
+    for name in SUMMARY_FILES:
+        (run.folder / name).unlink(missing_ok=True)
+    remove_leftovers(run.folder)
+
+
+def missing_shards(run: Tokenization) -> list[Shard]:
+    """The shards of which there is no whole file."""
+    return [shard for shard in run.source.shards if read_notes(run.path(shard.number)) is None]
+
+
+def finish_output(run: Tokenization, made: Sequence[Shard], seconds: float) -> TokenizationReport:
+    """Sum up a complete output, of which these shards were made now, in so many seconds."""
+    manifest = write_summary(run.folder, run.split, len(run.source.shards), run.describe())
+    samples = sum(manifest["files"][shard.number]["samples"] for shard in made)
+    return TokenizationReport(manifest, samples / run.codec.config.sampling_rate / 3600, seconds)
+
+
+class ShardMaker:
+    """Makes shards with one model on one device."""
+
+    def __init__(self, run: Tokenization, device: str, workers: int):
+        if workers < 0:
+            raise ValueError(f"workers is {workers}, allowed: 0 or more")
+        self.run, self.workers = run, workers
+        self.model = run.codec.on(device)
+        config = self.model.config
+        unit = config.chunk_stride or self.model.block_frames * config.hop_length
+        block = unit * -(-BLOCK_SECONDS * config.sampling_rate // unit)
+        self.loading = LoadingOptions(config, run.batch_seconds, block)
+        self._files: dict[int, ShardFile] = {}
+        self._long: dict[int, _LongClip] = {}
+        self._about = {"provenance": run.codec.provenance(run.num_quantizers)}
+
+    def make(self, shards: Sequence[Shard], progress: "_Progress") -> list[str]:
+        """Make these shards; returns what is to be said of those that could not be read to their end."""
+        broken = []
+        try:
+            with one_thread(self.model.device.type):
+                for item in load_shards(shards, self.loading, self.workers):
+                    file = self._file(item.shard)
+                    if not isinstance(item, ShardEnd):
+                        progress.heard(self._take(file, item))
+                        continue
+                    del self._files[item.shard]
+                    broken += self._end(file, item)
+                    progress.made(item.shard, file)
+        finally:
+            for file in self._files.values():
+                file.discard()
+        return broken
+
+    def _file(self, shard: int) -> ShardFile:
+        if shard not in self._files:
+            self._files[shard] = ShardFile(self.run.path(shard), self.run.schema)
+        return self._files[shard]
+
+    def _take(self, file: ShardFile, item: Clips | Block | Unusable | WindowEnd) -> int:
+        """Do what is to be done with `item`; returns how many samples it held."""
+        if isinstance(item, Clips):
+            audio = item.audio.to(self.model.device).split(item.lengths, dim=1)
+            for place, tokens in zip(item.places, encode_clips(self.model, audio, self.run.num_quantizers)):
+                file.add(place, tokens)
+            return sum(item.lengths)
+        if isinstance(item, Block):
+            clip = self._long.setdefault(item.shard, _LongClip(self.model, self.run.num_quantizers))
+            clip.push(item.audio.to(self.model.device), item.last)
+            if item.last:
+                file.add(item.place, self._long.pop(item.shard).tokens())
+            return item.audio.shape[1]
+        if isinstance(item, Unusable):
+            self._long.pop(item.shard, None)  # a long clip that breaks off
+            file.skip(item.place, item.reason)
+        else:
+            file.close_window()
+        return 0
+
+    def _end(self, file: ShardFile, item: ShardEnd) -> list[str]:
+        if item.broken is not None and not self.run.keep_broken:
+            file.discard()
+            return [f"shard {item.shard} breaks off ({item.broken}), allowed: whole shards, or keep_broken"]
+        if item.broken is not None:
+            file.skip(None, item.broken)
+        file.finish(self._about | {"shard": item.shard})
+        return []
+
+
+class _LongClip:
+    """A clip that is coded block by block; as a whole, if its model needs that."""
+
+    def __init__(self, model: EncodecModel, num_quantizers: int):
+        self.model, self.num_quantizers, self.samples = model, num_quantizers, 0
+        self.blocks, self.pieces = [], []
+        whole = model.config.needs_whole_signal
+        self.encoder = None if whole else StreamingEncoder(model, num_quantizers=num_quantizers)
+
+    def push(self, audio: torch.Tensor, last: bool) -> None:
+        """The next block (channels, T)."""
+        self.samples += audio.shape[1]
+        if self.encoder is None:
+            self.blocks.append(audio)
+        else:
+            codes = (self.encoder.finish if last else self.encoder.push)(audio[None])
+            self.pieces += [(codes.cpu(), scale) for codes, scale in signal_pieces(self.encoder, codes)]
+
+    def tokens(self) -> Tokens:
+        """Its tokens, after the last block."""
+        if self.encoder is None:
+            return encode_clips(self.model, [torch.cat(self.blocks, dim=1)], self.num_quantizers)[0]
+        return join_pieces(self.model.config, self.pieces, self.samples)
+
+
+class _Progress:
+    """How far this process is, and how fast, in hours of audio an hour."""
+
+    def __init__(self, run: Tokenization, missing: Sequence[Shard], processes: int, *, shown: bool):
+        self.sizes = {shard.number: max(1, shard.size) for shard in missing}
+        self.rate, self.processes = run.codec.config.sampling_rate, processes
+        self.samples = self.skipped = 0
+        self.begun = time.monotonic()
+        unit = run.source.unit
+        self.bar = tqdm(total=sum(self.sizes.values()), unit=unit, unit_scale=unit == "B", disable=not shown)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+
+    def heard(self, samples: int) -> None:
+        """So many samples more."""
+        self.samples += samples
+        hours = self.samples / self.rate / 3600
+        speed = hours * 3600 / max(1e-9, time.monotonic() - self.begun)
+        each = f" x {self.processes}" if self.processes > 1 else ""
+        self.bar.set_postfix_str(
+            f"{hours:.2f} h of audio, {speed:.1f} h/h{each}, {self.skipped} skipped", refresh=False
+        )
+        self.bar.update(0)
+
+    def made(self, shard: int, file: ShardFile) -> None:
+        """A shard is done."""
+        self.skipped += len(file.skipped)
+        self.bar.update(self.sizes[shard])
