@@ -32,23 +32,44 @@ def whole_numbers(name: str, value) -> list[int]:
 
 
 def row_lengths(mask: torch.Tensor | None, shape: tuple) -> list[int]:
-    """Samples of each row of audio of `shape` (B, channels, T) under its padding mask."""
+    """Samples of each row of audio of `shape` (B, channels, T) under its padding mask: all T where it is padded on the
+    left, with silence that the row begins with (see `silence_left_padding`)."""
     batch, _, samples = shape
     if mask is None:
         return [samples] * batch
+    mask = _mask_of_rows(mask, shape)
+    kept, places = mask.sum(dim=1), torch.arange(samples, device=mask.device)
+    on_the_right = (mask == (places < kept[:, None])).all(dim=1)
+    on_the_left = (mask == (places >= samples - kept[:, None])).all(dim=1)
+    if not (on_the_right | on_the_left).all():
+        raise ValueError("padding_mask has 0 between 1s or 1 between 0s, allowed: padding on the right or on the left")
+    if (kept == 0).any():
+        raise ValueError(f"padding_mask leaves no sample in row {int(kept.argmin())}, allowed: at least one")
+    return torch.where(on_the_right, kept, samples).tolist()
+
+
+def silence_left_padding(audio: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """`audio` (B, channels, T) with zeros where its rows are padded on the left.
+
+    Prompts of a batch that a language model goes on from must end together, so MusicGen's processor pads them so. What
+    comes first is then part of the row, as in Transformers' EncodecModel: the codec has no frames to leave out there.
+    """
+    if mask is None:
+        return audio
+    mask = _mask_of_rows(mask, audio.shape)
+    return audio if mask[:, 0].all() else audio.masked_fill(~mask[:, None].to(audio.device), 0)
+
+
+def _mask_of_rows(mask: torch.Tensor, shape: tuple) -> torch.Tensor:
+    """A padding mask as (B, T) bool."""
+    batch, _, samples = shape
     mask = as_tensor("padding_mask", mask)
     given = tuple(mask.shape)
     if mask.dim() == 1:
         mask = mask[None]
     if mask.dim() not in (2, 3) or mask.shape[0] != batch or mask.shape[-1] != samples or 0 in given:
         raise ValueError(f"padding_mask has shape {given}, allowed: ({batch}, {samples}) or ({batch}, 1, {samples})")
-    mask = mask.reshape(batch, -1, samples)[:, 0].bool()
-    lengths = mask.sum(dim=1)
-    if not torch.equal(mask, torch.arange(samples, device=mask.device) < lengths[:, None]):
-        raise ValueError("padding_mask has 1 after 0, allowed: ones, then zeros (padding on the right)")
-    if (lengths == 0).any():
-        raise ValueError(f"padding_mask leaves no sample in row {int(lengths.argmin())}, allowed: at least one")
-    return lengths.tolist()
+    return mask.reshape(batch, -1, samples)[:, 0].bool()
 
 
 def stack_chunks(pieces: list[torch.Tensor], shape: list[int]) -> torch.Tensor:

@@ -20,7 +20,15 @@ from torch.nn.utils import parametrize
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
-from .batching_encodec import as_tensor, group_by_length, row_lengths, stack_chunks, stack_scales, whole_numbers
+from .batching_encodec import (
+    as_tensor,
+    group_by_length,
+    row_lengths,
+    silence_left_padding,
+    stack_chunks,
+    stack_scales,
+    whole_numbers,
+)
 from .configuration_encodec import EncodecConfig
 from .outputs_encodec import EncodecDecoderOutput, EncodecEncoderOutput, EncodecOutput
 from .precision_encodec import exact_float32, has_bfloat16
@@ -107,7 +115,7 @@ class EncodecModel(EncodecPreTrainedModel):
             input_values (`torch.Tensor` of shape `(B, channels, T)`): audio in [-1, 1] at the model's sampling rate,
                 any floating dtype. `(T,)` is one mono clip; `(B, T)` mono clips, `(2, T)` one stereo clip.
             padding_mask (`torch.Tensor` of shape `(B, T)` or `(B, channels, T)`, *optional*): 1 on each row's samples,
-                then 0 to its end.
+                then 0 to its end. A row may have its zeros first instead: it is coded as silence, then audio.
             bandwidth (`float`, *optional*): kbps, one of `config.target_bandwidths`; the smallest if nothing is said.
             num_quantizers (`int`, *optional*): codebooks to use, instead of `bandwidth`.
             return_latents (`bool`): also return the encoder's output, with its gradient if gradients are on.
@@ -119,6 +127,7 @@ class EncodecModel(EncodecPreTrainedModel):
         quantizers = self.resolve_quantizers(bandwidth, num_quantizers)
         audio = self.check_audio(input_values)
         lengths = row_lengths(padding_mask, audio.shape)
+        audio = silence_left_padding(audio, padding_mask)
         spans = [list(self.config.chunk_spans(length)) for length in lengths]
         with torch.set_grad_enabled(torch.is_grad_enabled() and return_latents), exact_float32():
             pieces = [audio[r : r + 1, :, slice(*span)] for r, row in enumerate(spans) for span in row]

@@ -23,7 +23,9 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
     Args:
         feature_size (`int`): channels, 1 or 2.
         sampling_rate (`int`): of the model, in Hz.
-        padding_value (`float`): what rows are padded with, on the right.
+        padding_value (`float`): what rows are padded with.
+        padding_side (`str`): "right"; or "left", where padding becomes silence that a row begins with, and codes are
+            those of that. MusicGen's prompts are padded so, for a language model goes on from their ends.
         chunk_length_s, overlap (`float`, *optional*): kept for the stock class, which reads the same JSON.
     """
 
@@ -43,8 +45,8 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"feature_size is {feature_size}, allowed: 1 (mono) or 2 (stereo)")
         if sampling_rate < 1:
             raise ValueError(f"sampling_rate is {sampling_rate} Hz, allowed: at least 1")
-        if self.padding_side != "right":
-            raise ValueError(f"padding_side is {self.padding_side!r}, allowed: 'right' (the codec starts at sample 0)")
+        if self.padding_side not in ("right", "left"):
+            raise ValueError(f"padding_side is {self.padding_side!r}, allowed: right, left")
         self.chunk_length_s = chunk_length_s
         self.overlap = overlap
 
@@ -116,9 +118,11 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
         width = self._padded_width(rows, padding, max_length)
         lengths = np.array([row.shape[1] for row in rows])
         values = np.full((len(rows), self.feature_size, width), self.padding_value, dtype=np.float32)
-        for row, length, clip in zip(values, lengths, rows):
-            row[:, :length] = clip
-        mask = (np.arange(width) < lengths[:, None]).astype(np.int32)
+        starts = width - lengths if self.padding_side == "left" else np.zeros_like(lengths)
+        for row, start, clip in zip(values, starts, rows):
+            row[:, start : start + clip.shape[1]] = clip
+        places = np.arange(width) - starts[:, None]
+        mask = ((places >= 0) & (places < lengths[:, None])).astype(np.int32)
         if return_tensors is None:
             return BatchFeature({"input_values": list(values), "padding_mask": list(mask)})
         return BatchFeature({"input_values": values, "padding_mask": mask}, tensor_type=return_tensors)

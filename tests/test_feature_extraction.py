@@ -66,11 +66,12 @@ def test_unsigned_bytes_are_centred():
     assert values[0, 0].tolist() == [0.0, -1.0, 0.5]
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("options", [{}, {"padding": True}, {"padding": "max_length", "max_length": 1500}])
-def test_mono_tensors_are_those_of_stock(options):
+def test_mono_tensors_are_those_of_stock(options, side):
     rows = [CLIP, CLIP[:300], CLIP[:1]]
-    stock = transformers.EncodecFeatureExtractor()
-    ours, theirs = run(MONO, rows, **options), run(stock, rows, **options)
+    stock = transformers.EncodecFeatureExtractor(padding_side=side)
+    ours, theirs = run(EncodecFeatureExtractor(padding_side=side), rows, **options), run(stock, rows, **options)
     assert ours.keys() == theirs.keys()
     for key in ours:
         assert torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype, key
@@ -164,8 +165,8 @@ def test_refuses_padding_with_truncation_and_unknown_padding():
         run(MONO, CLIP, padding="left")
     with pytest.raises(ValueError, match="feature_size is 3"):
         EncodecFeatureExtractor(3)
-    with pytest.raises(ValueError, match="padding_side"):
-        EncodecFeatureExtractor(padding_side="left")
+    with pytest.raises(ValueError, match="padding_side is 'both', allowed: right, left"):
+        EncodecFeatureExtractor(padding_side="both")
 
 
 def test_saved_json_serves_both_classes(tmp_path):

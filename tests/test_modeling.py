@@ -97,7 +97,8 @@ def test_encode_refuses_audio_it_cannot_take(small_models, audio, message):
         (torch.ones(1, 99), "padding_mask has shape"),
         (torch.ones(2, 100), "padding_mask has shape"),
         (torch.zeros(1, 100), "row 0"),
-        (torch.cat([torch.zeros(1, 50), torch.ones(1, 50)], 1), "ones, then zeros"),
+        (torch.cat([torch.zeros(1, 50), torch.ones(1, 40), torch.zeros(1, 10)], 1), "on the right or on the left"),
+        (torch.cat([torch.ones(1, 50), torch.zeros(1, 40), torch.ones(1, 10)], 1), "on the right or on the left"),
     ],
 )
 def test_encode_refuses_masks_that_are_no_padding(small_models, mask, message):
