@@ -5,6 +5,7 @@ import importlib
 
 _MODULES = {
     "AudioReader": "modeling_encodec.processors.audio",
+    "CodeVocabulary": "modeling_encodec.processors.code_vocabulary",
     "CodecDetokenizer": "modeling_encodec.processors.dataset_tokenization",
     "CodecTokenizer": "modeling_encodec.processors.dataset_tokenization",
     "CodecTrainer": "modeling_encodec.training.trainer",
@@ -15,6 +16,7 @@ _MODULES = {
     "EncodecLM": "modeling_encodec.modeling_lm_encodec",
     "EncodecLMConfig": "modeling_encodec.configuration_encodec",
     "EncodecModel": "modeling_encodec.modeling_encodec",
+    "EncodecProcessor": "modeling_encodec.processors.processing_encodec",
     "LMTrainer": "modeling_encodec.training.lm_trainer",
     "LMTrainingConfig": "modeling_encodec.training.lm_configuration",
     "StreamState": "modeling_encodec.streaming",
@@ -32,6 +34,8 @@ _MODULES = {
     "decompress_from_file": "modeling_encodec.bitstream.compression",
     "load_config": "modeling_encodec.training.configuration",
     "load_lm_config": "modeling_encodec.training.lm_configuration",
+    "load_tokens": "modeling_encodec.processors.dataset_tokenization",
+    "provenance_of": "modeling_encodec.processors.dataset_tokenization",
     "push_folder": "modeling_encodec.conversion.push_to_hub",
     "read_audio": "modeling_encodec.processors.audio",
     "register_auto_classes": "modeling_encodec.auto_classes",

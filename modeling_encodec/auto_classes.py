@@ -1,17 +1,19 @@
 """Making Transformers' Auto classes return this project's classes, on request."""
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
 from transformers.models.auto import feature_extraction_auto, modeling_auto
 
 from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
+from modeling_encodec.processors.processing_encodec import EncodecProcessor
 
 
 def register_auto_classes() -> None:
     """From now on, in this process, `AutoConfig`, `AutoModel`, `AutoModelForAudioTokenization` and
-    `AutoFeatureExtractor` return these classes for EnCodec checkpoints, and for language models of their codes.
+    `AutoFeatureExtractor` return these classes for EnCodec checkpoints, and for language models of their codes;
+    `AutoProcessor` returns `EncodecProcessor` where one was saved.
 
     That holds for models with an EnCodec inside (MusicGen) too, which is why importing the package does not do it.
     """
@@ -21,6 +23,9 @@ def register_auto_classes() -> None:
     AutoModel.register(EncodecConfig, EncodecModel, exist_ok=True)
     modeling_auto.AutoModelForAudioTokenization.register(EncodecConfig, EncodecModel, exist_ok=True)
     AutoFeatureExtractor.register(EncodecConfig, EncodecFeatureExtractor, exist_ok=True)
+    # Under its own class, since it is found by its name: under EncodecConfig, `AutoProcessor` would no longer give the
+    # feature extractor of a folder that has no processor, as it does for stock checkpoints.
+    AutoProcessor.register(EncodecProcessor, EncodecProcessor, exist_ok=True)
     # Feature extractors are looked up by class name, native classes first: the native entry of that name has to go.
     names = feature_extraction_auto.FEATURE_EXTRACTOR_MAPPING_NAMES
     for model_type in [key for key, value in names.items() if value == EncodecFeatureExtractor.__name__]:

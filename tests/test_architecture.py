@@ -11,6 +11,7 @@ import modeling_encodec
 ROOT = Path(__file__).parents[1]
 LAYERS = {
     "atomic": 0,
+    "run_folder": 1,
     "checkpoints": 0,
     "batching_encodec": 0,
     "configuration_encodec": 0,
@@ -35,6 +36,19 @@ LAYERS = {
     "evaluation.mushra_analysis": 2,
     "processors.audio": 1,
     "processors.feature_extraction_encodec": 0,
+    "processors.code_layouts": 0,
+    "processors.code_vocabulary": 1,
+    "processors.processing_encodec": 4,
+    "processors.corpus.rows": 3,
+    "processors.corpus.files": 4,
+    "processors.corpus.tables": 4,
+    "processors.corpus.tars": 4,
+    "processors.corpus.sources": 5,
+    "processors.audio_tokens": 9,
+    "processors.dataset_tokenization": 10,
+    "processors.corpus.loading": 10,
+    "processors.corpus.shards": 11,
+    "processors.corpus.tokenization": 12,
     "conversion.audiocraft_settings": 0,
     "conversion.released": 1,
     "conversion.key_mapping": 1,
@@ -87,7 +101,6 @@ LAYERS = {
     "training.mixing": 4,
     "training.validation": 4,
     "training.code_sequences": 5,
-    "training.code_corpus": 6,
     "training.lm_update": 5,
     "training.run": 11,
     "training.trainer": 12,
@@ -99,8 +112,10 @@ LAYERS = {
     "commands.models": 10,
     "commands.convert": 10,
     "commands.push": 11,
+    "commands.tokenize": 14,
     "commands.mushra": 13,
     "commands.evaluate": 14,
+    "examples.audio_lm": 10,
     "cli": 15,
     "__main__": 16,
 }
@@ -118,12 +133,14 @@ def module_name(relative: Path) -> str:
     return ".".join(relative.with_suffix("").parts)
 
 
-def imports_of(path: Path) -> list[tuple[str, int]]:
+def imports_of(relative: Path) -> list[tuple[str, int]]:
     """(module, level) of every import of ours, wherever in the file."""
-    found = []
+    path, found = SOURCES[relative], []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("modeling_encodec")):
             module = (node.module or "").removeprefix("modeling_encodec").lstrip(".")
+            if node.level == 1 and node.module:
+                module = ".".join([*relative.parent.parts, node.module])
             modules = [f"{module}.{name.name}" for name in node.names if f"{module}.{name.name}" in LAYERS]
             found += [(target, node.level) for target in modules or [module]]
         elif isinstance(node, ast.Import):
@@ -136,16 +153,21 @@ def test_every_module_has_a_layer_and_imports_downwards():
         if path.name == "__init__.py":
             continue
         name = module_name(relative)
-        for target, _ in imports_of(path):
+        for target, _ in imports_of(relative):
             assert LAYERS[target] < LAYERS[name], f"{name} imports {target}"
 
 
 def test_files_for_the_hub_import_only_siblings():
-    for path in SOURCES.values():
-        if not path.stem.endswith("_encodec"):
-            continue
-        for target, level in imports_of(path):
-            assert level == 1 and target.endswith("_encodec"), f"{path.name} imports {target}"
+    """Files of these names travel, and with them what they import, into one flat folder."""
+    travelling = [relative for relative in SOURCES if relative.stem.endswith("_encodec")]
+    for relative in travelling:
+        for target, level in imports_of(relative):
+            sibling = Path(*target.split(".")).with_suffix(".py")
+            assert level == 1 and sibling in SOURCES, f"{relative} imports {target}"
+            assert sibling.parent == relative.parent, f"{relative} imports {target}"
+            travelling += [sibling] if sibling not in travelling else []
+    assert Path("processors/code_layouts.py") in travelling
+    assert len({relative.name for relative in travelling}) == len(travelling)
 
 
 def test_public_names_are_sorted_real_and_lazy():
