@@ -276,6 +276,12 @@ def test_settings_that_cannot_work(run, corpus, folder, tmp_path, options, messa
     assert code == 2 and message in lines[-1] and not (tmp_path / "out").exists()
 
 
+def test_output_inside_the_source_is_refused(run, corpus, folder):
+    for out in (corpus, corpus / "a" / "tokens"):
+        code, _, lines = run("tokenize", corpus, out, "-m", folder / "24khz", "-b", 3.6)
+        assert code == 2 and f"OUT is {out}, allowed: a folder outside of {corpus}" in lines[-1]
+
+
 def test_kept_columns_may_not_hide_tokens(run, folder, tmp_path):
     soundfile.write(tmp_path / "a.wav", sound(24000, 1, 500), 24000)
     (tmp_path / "list.csv").write_text("path,codes\na.wav,3\n")

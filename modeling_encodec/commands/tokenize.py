@@ -37,10 +37,13 @@ def tokenize(
     streaming: Annotated[
         bool | None, typer.Option("--streaming/--no-streaming", help="Stream a dataset (default: from the Hub).")
     ] = None,
-    shard_rows: Annotated[int, typer.Option("--shard-rows", help="Clips of a file of tokens, at most.")] = 1024,
+    shard_rows: Annotated[
+        int | None, typer.Option("--shard-rows", help="Clips of a file of tokens, at most (default: 16 to 1024).")
+    ] = None,
     shard_megabytes: Annotated[
-        float, typer.Option("--shard-megabytes", help="Audio files that become one file of tokens, about.")
-    ] = 256,
+        float | None,
+        typer.Option("--shard-megabytes", help="Audio files that become one of tokens, about (default: 8 to 256 MB)."),
+    ] = None,
     batch_seconds: Annotated[
         float, typer.Option("--batch-seconds", help="Audio computed together; longer clips go in blocks.")
     ] = 300,
@@ -65,12 +68,14 @@ def tokenize(
 
     if engine not in ("local", "ray"):
         raise ValueError(f"engine is {engine!r}, allowed: local, ray")
+    if Path(source).is_dir() and Path(source).resolve() in (output.resolve(), *output.resolve().parents):
+        raise ValueError(f"OUT is {output}, allowed: a folder outside of {source}")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     codec = Codec(model or str(bundled_checkpoint()), precision)
     count = codec.count(bandwidth, num_quantizers)
     corpus = open_source(
         source, keep=keep or (), column=column, split=split, subset=subset, revision=revision, streaming=streaming,
-        shard_rows=shard_rows, shard_bytes=int(shard_megabytes * (1 << 20)),
+        shard_rows=shard_rows, shard_bytes=None if shard_megabytes is None else int(shard_megabytes * (1 << 20)),
     )  # fmt: skip
     run = Tokenization(corpus, output, codec, count, split, batch_seconds, keep_broken)
     if engine == "ray":
@@ -96,6 +101,9 @@ def _tell(report, output: Path) -> None:
     )
     if report.hours:
         speed = report.hours * 3600 / report.seconds
-        typer.echo(f"made now: {report.hours:.3f} hours in {report.seconds:.0f} s, {speed:.1f} hours of audio an hour")
+        typer.echo(
+            f"made now: {report.hours:.3f} hours in {report.seconds:.0f} s, {speed:.1f} hours of audio an hour; "
+            f"the model waited for audio {report.waited / report.seconds:.1%} of the time"
+        )
     for reason, count in reasons.most_common():
         typer.echo(f"skipped {count}: {reason}")

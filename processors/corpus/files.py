@@ -10,10 +10,22 @@ from pathlib import Path, PurePosixPath
 import pyarrow
 
 from modeling_encodec.processors.audio import AUDIO_SUFFIXES
-from modeling_encodec.processors.corpus.rows import Listing, Row, Shard, Source, UniqueNames, refuse_options, safe_name
+from modeling_encodec.processors.corpus.rows import (
+    LEAST_ROWS,
+    MOST_ROWS,
+    Listing,
+    Row,
+    Shard,
+    Source,
+    UniqueNames,
+    refuse_options,
+    safe_name,
+    shard_share,
+)
 from modeling_encodec.training.corpora import manifest_rows
 
 
+LEAST_BYTES, MOST_BYTES = 8 << 20, 256 << 20  # of the files of a shard, unless something else is asked for
 ARCHIVE_SUFFIXES = (".parquet", ".tar")
 WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)")
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
@@ -48,7 +60,9 @@ class ManifestShard(Shard):
             yield Row(name, os.path.join(self.folder, path), dict(zip(self.keep, values)))
 
 
-def folder_source(folder: Path, shard_rows: int, shard_bytes: int) -> tuple[Source, list[tuple[str, os.stat_result]]]:
+def folder_source(
+    folder: Path, shard_rows: int | None, shard_bytes: int | None
+) -> tuple[Source, list[tuple[str, os.stat_result]]]:
     """The audio of a folder, with no shards if it holds none, and the archives in it; see `open_source`."""
     listing, archives = Listing(), []
 
@@ -81,8 +95,12 @@ def _walk(folder: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]
             yield below + name, entry.stat()
 
 
-def _runs(files: Iterable[tuple[object, int]], most: int, most_bytes: int) -> Iterator[tuple[list, int]]:
+def _runs(files: Iterable[tuple[object, int]], most: int | None, most_bytes: int | None) -> Iterator[tuple[list, int]]:
     """Consecutive files with the sum of their sizes: at least one, and no more than fit."""
+    if most is None or most_bytes is None:
+        files = list(files)
+        most = most or shard_share(len(files), LEAST_ROWS, MOST_ROWS)
+        most_bytes = most_bytes or shard_share(sum(size for _, size in files), LEAST_BYTES, MOST_BYTES)
     run, total = [], 0
     for file, size in files:
         if run and (len(run) == most or total + size > most_bytes):
@@ -95,7 +113,7 @@ def _runs(files: Iterable[tuple[object, int]], most: int, most_bytes: int) -> It
 
 
 def manifest_source(
-    manifest: Path, keep: tuple[str, ...], column: str | None, shard_rows: int, shard_bytes: int
+    manifest: Path, keep: tuple[str, ...], column: str | None, shard_rows: int | None, shard_bytes: int | None
 ) -> Source:
     """The files that a manifest lists; see `open_source`."""
     rows = manifest_rows(manifest)

@@ -18,6 +18,10 @@ from modeling_encodec.processors.audio import AUDIO_SUFFIXES
 from modeling_encodec.training.clips import Location
 
 
+LEAST_ROWS, MOST_ROWS = 16, 1024  # of a shard, unless something else is asked for
+SHARDS = 64
+
+
 @dataclass(frozen=True)
 class Row:
     """One audio of a corpus: its `name`, of which no two of a corpus are equal, where it lies, and the values that are
@@ -62,6 +66,11 @@ class Source:
         """JSON, equal for the same corpus cut in the same way: of files the names, sizes and times of change, of
         datasets the fingerprint."""
         return dict(self.description)
+
+
+def shard_share(total: int, least: int, most: int) -> int:
+    """So much of a corpus for each shard that there are enough for many processes, and progress is seen."""
+    return min(max(-(-total // SHARDS), least), most)
 
 
 def safe_name(name: str) -> str:

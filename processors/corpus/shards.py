@@ -23,6 +23,7 @@ from modeling_encodec.processors.audio_tokens import Tokens
 from modeling_encodec.processors.corpus.loading import Place
 
 
+ROW_GROUP_FRAMES = 1 << 17  # half an hour at 75 frames a second: each group has a dictionary of codes of its own
 METADATA_KEY = "modeling_encodec"
 # The names of data files that `datasets` finds by itself have five digits; others it would leave out.
 MOST_SHARDS = 99_999
@@ -52,20 +53,22 @@ def shard_path(folder: Path, split: str, number: int, shards: int) -> Path:
 
 
 class ShardFile:
-    """The file of a shard while it is made: rows in any order, written window by window in theirs."""
+    """The file of a shard while it is made: rows of a window in any order, written in theirs."""
 
     def __init__(self, path: Path, schema: pyarrow.Schema):
         self.path, self.schema = path, schema
         self.skipped: list[dict] = []
         self.samples = self.frames = 0
+        self._window: list[tuple[Place, Tokens]] = []
         self._rows: list[tuple[Place, Tokens]] = []
+        self._waiting = 0
         self._stack = ExitStack()
         # Not made before there is something to write: a process has one waiting for every worker.
         self._writer: parquet.ParquetWriter | None = None
 
     def add(self, place: Place, tokens: Tokens) -> None:
         """Tokens of a row of the window."""
-        self._rows.append((place, tokens))
+        self._window.append((place, tokens))
 
     def skip(self, place: Place | None, reason: str) -> None:
         """A row, or without `place` the rest of the shard, without tokens."""
@@ -73,16 +76,23 @@ class ShardFile:
         self.skipped.append({"row": row, "name": name, "reason": reason})
 
     def close_window(self) -> None:
-        """Write the window's rows."""
-        rows = sorted(self._rows, key=lambda item: item[0].number)
-        self._rows = []
-        if rows:
-            self.samples += sum(tokens.audio_length for _, tokens in rows)
-            self.frames += sum(tokens.codes.shape[1] for _, tokens in rows)
-            self._open().write_table(self._table(rows))
+        """All rows so far are there: write them, if that is worth it."""
+        self._rows += sorted(self._window, key=lambda item: item[0].number)
+        self._waiting += sum(tokens.codes.shape[1] for _, tokens in self._window)
+        self._window = []
+        if self._waiting >= ROW_GROUP_FRAMES:
+            self._write()
+
+    def _write(self) -> None:
+        if self._rows:
+            self.samples += sum(tokens.audio_length for _, tokens in self._rows)
+            self.frames += self._waiting
+            self._open().write_table(self._table(self._rows))
+        self._rows, self._waiting = [], 0
 
     def finish(self, about: dict) -> None:
         """The file is whole: it appears, with `about` and what was skipped in its metadata."""
+        self._write()
         writer = self._open()
         self.skipped.sort(key=lambda entry: (entry["row"] is None, entry["row"]))
         notes = about | {"samples": self.samples, "frames": self.frames, "skipped": self.skipped}

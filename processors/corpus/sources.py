@@ -32,8 +32,8 @@ def open_source(
     subset: str | None = None,
     revision: str | None = None,
     streaming: bool | None = None,
-    shard_rows: int = 1024,
-    shard_bytes: int = 256 << 20,
+    shard_rows: int | None = None,
+    shard_bytes: int | None = None,
 ) -> Source:
     """List a corpus.
 
@@ -46,7 +46,8 @@ def open_source(
         column: which holds the audio; by default "audio", else the only one that can be it.
         split, subset, revision: of a dataset.
         streaming: read a dataset without loading it first; by default those of the Hub.
-        shard_rows, shard_bytes: where files and stored datasets are cut: most rows, and about so many bytes of files.
+        shard_rows, shard_bytes: where files and stored datasets are cut: most rows, and about so many bytes of files;
+            by default a 64th of the corpus, within 16 and 1024 rows, 8 and 256 MiB.
 
     Raises:
         FileNotFoundError: if there is no such source.
@@ -54,7 +55,7 @@ def open_source(
         ImportError: if `datasets` is needed and missing.
     """
     for name, value in (("shard_rows", shard_rows), ("shard_bytes", shard_bytes)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, allowed: at least 1")
     keep = tuple(dict.fromkeys([keep] if isinstance(keep, str) else keep))
     given = {"subset": subset, "revision": revision, "streaming": streaming}
@@ -87,7 +88,9 @@ def _refuse_given(options: dict, source, why: str) -> None:
             raise ValueError(f"{source}: {name} is {value!r}, allowed: none, since it {why}")
 
 
-def _of_folder(folder: Path, keep: tuple[str, ...], column: str | None, shard_rows: int, shard_bytes: int) -> Source:
+def _of_folder(
+    folder: Path, keep: tuple[str, ...], column: str | None, shard_rows: int | None, shard_bytes: int | None
+) -> Source:
     source, archives = folder_source(folder, shard_rows, shard_bytes)
     kinds = {os.path.splitext(name)[1] for name, _ in archives} | ({"audio files"} if source.shards else set())
     if len(kinds) != 1:

@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow
 
 from modeling_encodec.processors.corpus.rows import (
+    LEAST_ROWS,
+    MOST_ROWS,
     Listing,
     Row,
     Shard,
@@ -24,6 +26,7 @@ from modeling_encodec.processors.corpus.rows import (
     one_line_reasons,
     refuse_options,
     safe_name,
+    shard_share,
 )
 from modeling_encodec.training.clips import Location
 from modeling_encodec.training.corpora import audio_column, encoded_audio, load_dataset, refuse
@@ -52,7 +55,7 @@ def stored_source(
     config: CorpusConfig,
     keep: tuple[str, ...],
     column: str | None,
-    shard_rows: int,
+    shard_rows: int | None,
     *,
     revision: str | None,
     saved: bool,
@@ -75,7 +78,7 @@ def dataset_source(
     name: str,
     keep: tuple[str, ...],
     column: str | None,
-    shard_rows: int,
+    shard_rows: int | None,
     *,
     commit: str | None = None,
 ) -> Source:
@@ -90,6 +93,7 @@ def dataset_source(
     types = _kept_types(name, schema, keep, column)
     about = {"kind": "dataset" if stored else "stream", "name": name, "keep": list(keep), "column": column}
     if stored:
+        shard_rows = shard_rows or shard_share(len(dataset), LEAST_ROWS, MOST_ROWS)
         about |= {"rows": len(dataset), "fingerprint": dataset._fingerprint, "shard_rows": shard_rows}
     else:
         about |= {"shards": dataset.num_shards, "fingerprint": commit or _stream_fingerprint(dataset)}

@@ -7,10 +7,11 @@ shards r, r + w, ...; started by `torchrun` or `accelerate launch`, on as many m
 """
 
 import importlib.metadata
+import itertools
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,11 +115,13 @@ class Tokenization:
 
 @dataclass(frozen=True)
 class TokenizationReport:
-    """The `manifest` of a complete output, and what this run did of it: hours of audio, in so many seconds."""
+    """The `manifest` of a complete output, and what this run did of it: hours of audio, in so many seconds, of which
+    the first process's model `waited` so many for audio, not counting the start."""
 
     manifest: dict
     hours: float
     seconds: float
+    waited: float
 
 
 def tokenize_corpus(
@@ -157,7 +160,7 @@ def tokenize_corpus(
     wait()
     if broken:
         raise ValueError("; ".join(broken))
-    return finish_output(run, missing, time.monotonic() - begun) if rank == 0 else None
+    return finish_output(run, missing, time.monotonic() - begun, maker.waited) if rank == 0 else None
 
 
 def begin_output(run: Tokenization, *, force: bool) -> None:
@@ -173,20 +176,24 @@ def missing_shards(run: Tokenization) -> list[Shard]:
     return [shard for shard in run.source.shards if read_notes(run.path(shard.number)) is None]
 
 
-def finish_output(run: Tokenization, made: Sequence[Shard], seconds: float) -> TokenizationReport:
+def finish_output(run: Tokenization, made: Sequence[Shard], seconds: float, waited: float) -> TokenizationReport:
     """Sum up a complete output, of which these shards were made now, in so many seconds."""
     manifest = write_summary(run.folder, run.split, len(run.source.shards), run.describe())
     samples = sum(manifest["files"][shard.number]["samples"] for shard in made)
-    return TokenizationReport(manifest, samples / run.codec.config.sampling_rate / 3600, seconds)
+    return TokenizationReport(manifest, samples / run.codec.config.sampling_rate / 3600, seconds, waited)
 
 
 class ShardMaker:
-    """Makes shards with one model on one device."""
+    """Makes shards with one model on one device.
+
+    Attributes:
+        waited: seconds for which there was no audio to compute on, after the first of each `make`.
+    """
 
     def __init__(self, run: Tokenization, device: str, workers: int):
         if workers < 0:
             raise ValueError(f"workers is {workers}, allowed: 0 or more")
-        self.run, self.workers = run, workers
+        self.run, self.workers, self.waited = run, workers, 0.0
         self.model = run.codec.on(device)
         config = self.model.config
         unit = config.chunk_stride or self.model.block_frames * config.hop_length
@@ -201,7 +208,7 @@ class ShardMaker:
         broken = []
         try:
             with one_thread(self.model.device.type):
-                for item in load_shards(shards, self.loading, self.workers):
+                for item in self._timed(load_shards(shards, self.loading, self.workers)):
                     file = self._file(item.shard)
                     if not isinstance(item, ShardEnd):
                         progress.heard(self._take(file, item))
@@ -213,6 +220,16 @@ class ShardMaker:
             for file in self._files.values():
                 file.discard()
         return broken
+
+    def _timed(self, items: Iterator) -> Iterator:
+        yield from itertools.islice(items, 1)
+        while True:
+            began = time.monotonic()
+            item = next(items, None)
+            self.waited += time.monotonic() - began
+            if item is None:
+                return
+            yield item
 
     def _file(self, shard: int) -> ShardFile:
         if shard not in self._files:
