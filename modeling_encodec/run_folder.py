@@ -6,48 +6,85 @@ files that appear whole, so what is there need not be made again, whoever made i
 
 import json
 import os
-from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
 
 from modeling_encodec.atomic import atomic_path
 
 
-def start_run(description: dict, folder: Path, results: str, *, force: bool = False) -> None:
-    """Make the folder, or go on in it. `results` is the folder in it that results lie in; `force` deletes those.
+T = TypeVar("T")
+
+
+def start_run(description: dict, folder: Path, results: str, *, force: bool = False) -> AbstractContextManager:
+    """Make the folder, or go on in it; at the end of what is returned other runs may work there again.
+
+    `results` is the folder in it that results lie in; `force` deletes those.
 
     Raises:
         FileExistsError: if it holds something else, or another run and `force` is not set.
-        ValueError: if what it holds is damaged.
+        ValueError: if what it holds is damaged, or another process is at work in it.
     """
     begun = folder / "run.json"
     if not begun.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and {path.name for path in folder.iterdir()} - {".lock"}:
             raise FileExistsError(f"{folder} holds other things, allowed: a new folder, or that of this run")
-    elif force:
-        for path in (folder / results).glob("*"):
-            path.unlink()
-    else:
+    elif not force:
         _check_same(description, begun)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{folder}: another process is at work there, allowed: one run at a time") from None
+    for path in (folder / results).glob("*") if force else ():
+        path.unlink()
     with atomic_path(begun) as temporary:
         temporary.write_text(json.dumps(description, indent=1))
     (folder / results).mkdir(exist_ok=True)
+    return lock
 
 
-def join_processes() -> tuple[int, int, Callable[[], None]]:
-    """Number of this process, how many a launcher started, and what waits for all of them.
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run: the `number` of this one, and how many there are (`count`)."""
+
+    number: int
+    count: int
+
+    def wait(self) -> None:
+        """For all of them to get here."""
+        if self.count > 1:
+            from accelerate.utils import wait_for_everyone
+
+            wait_for_everyone()
+
+    def from_first(self, value: T) -> T:
+        """The first one's `value`, on all of them."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+
+def join_processes() -> Processes:
+    """This process among those that a launcher started.
 
     Raises:
         ImportError: if there are several, and Accelerate is missing.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1, lambda: None
+        return Processes(0, 1)
     import torch
     from accelerate import PartialState
 
     # A process that is done waits for the slowest, for as long as that takes.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
-    return state.process_index, state.num_processes, state.wait_for_everyone
+    return Processes(state.process_index, state.num_processes)
 
 
 def _check_same(description: dict, begun: Path) -> None:

@@ -16,6 +16,7 @@ import soundfile
 import torch
 from corpus_files import BAD, GOOD, sound, write_corpus
 from datasets import Dataset, Features, Value, load_dataset
+from filelock import FileLock
 
 from modeling_encodec.processors.audio import read_audio
 from modeling_encodec.processors.dataset_tokenization import CodecTokenizer, load_tokens, provenance_of
@@ -52,7 +53,8 @@ def tokenize(run, folder):
 
 
 def files_of(out: Path) -> dict[str, bytes]:
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    paths = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name != ".lock"]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
 
 
 def rows_of(out) -> dict[str, dict]:
@@ -190,6 +192,17 @@ def test_other_runs_are_not_mixed_in(tokenize, run, corpus, folder, tmp_path):
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     code, _, lines = run("tokenize", clips, tmp_path / "mine", "-m", folder / "24khz", "-b", 3.6)
     assert code == 2 and "holds other things" in lines[-1]
+
+
+def test_two_runs_do_not_work_in_one_folder(tokenize, run, corpus, folder, tmp_path):
+    out = tmp_path / "out"
+    tokenize(corpus, out, *CUT)
+    before = files_of(out)
+    with FileLock(out / ".lock"):
+        code, _, lines = run("tokenize", corpus, out, "-m", folder / "24khz", "-b", 3.6, *CUT, "--force")
+    assert code == 2 and f"{out}: another process is at work there, allowed: one run at a time" in lines[-1]
+    assert files_of(out) == before
+    tokenize(corpus, out, *CUT, "--force")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import json
 import logging
 import zipfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from modeling_encodec.evaluation.scoring import METRICS, count_codes, score_clip
 from modeling_encodec.evaluation.systems import System, program_versions
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.run_folder import join_processes, start_run
+from modeling_encodec.run_folder import Processes, join_processes, start_run
 
 
 logger = logging.getLogger(__name__)
@@ -84,18 +85,22 @@ def run_evaluation(evaluation: Evaluation, folder: Path, *, force: bool = False)
         ValueError: if what it holds is damaged.
         ImportError: if a package is missing that the results need.
     """
-    rank, processes, wait = join_processes()
-    if rank == 0:
-        start_run(evaluation.describe(), folder, "clips", force=force)
-    wait()
-    numbers = range(rank, len(evaluation.clips), processes)
+    processes = join_processes()
+    first = processes.number == 0
+    with start_run(evaluation.describe(), folder, "clips", force=force) if first else nullcontext():
+        processes.wait()
+        _score_clips(evaluation, folder, processes)
+        processes.wait()
+    return first
+
+
+def _score_clips(evaluation: Evaluation, folder: Path, processes: Processes) -> None:
+    numbers = range(processes.number, len(evaluation.clips), processes.count)
     todo = [number for number in numbers if "rows" not in (read_record(evaluation, folder, number) or {})]
-    with tqdm(total=len(numbers), initial=len(numbers) - len(todo), unit="clip", disable=rank > 0) as bar:
+    with tqdm(total=len(numbers), initial=len(numbers) - len(todo), unit="clip", disable=processes.number > 0) as bar:
         for number in todo:
             _keep(evaluation, evaluation.clips[number], clip_path(folder, number))
             bar.update()
-    wait()
-    return rank == 0
 
 
 def read_record(evaluation: Evaluation, folder: Path, number: int) -> dict | None:

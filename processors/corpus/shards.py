@@ -143,16 +143,16 @@ def remove_leftovers(folder: Path) -> None:
         path.unlink()
 
 
-def write_summary(folder: Path, split: str, shards: int, description: dict) -> dict:
-    """Write manifest, skipped rows and card of a complete run; returns the manifest.
+def write_summary(folder: Path, description: dict) -> dict:
+    """Write manifest, skipped rows and card of a complete run of this `description`; returns the manifest.
 
     Raises:
         ValueError: if a shard is missing, or there is not one row.
     """
     files, totals, skipped = [], dict.fromkeys(("rows", "skipped", "samples", "frames", "bytes"), 0), []
     with atomic_path(folder / "skipped.jsonl") as temporary, temporary.open("w", encoding="utf-8") as lines:
-        for number in range(shards):
-            path = shard_path(folder, split, number, shards)
+        for number in range(description["shards"]):
+            path = shard_path(folder, description["split"], number, description["shards"])
             notes = read_notes(path)
             if notes is None:
                 raise ValueError(f"{path.name}: missing or damaged, allowed: whole; the same command makes it anew")
@@ -168,7 +168,7 @@ def write_summary(folder: Path, split: str, shards: int, description: dict) -> d
         raise ValueError(f"none of {totals['skipped']} clips gives audio{first}")
     provenance = description["provenance"]
     totals["hours"] = round(totals["samples"] / provenance["sampling_rate"] / 3600, 6)
-    manifest = {"format": 1, "split": split} | description | {"totals": totals, "files": files}
+    manifest = {"format": 1} | description | {"totals": totals, "files": files}
     with atomic_path(folder / "README.md") as temporary:
         temporary.write_text("\n".join(_card(manifest)), encoding="utf-8")
     with atomic_path(folder / "manifest.json") as temporary:  # last: with it the folder is complete

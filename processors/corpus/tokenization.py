@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,7 @@ from modeling_encodec.processors.corpus.shards import (
     write_summary,
 )
 from modeling_encodec.processors.corpus.sources import Shard, Source
-from modeling_encodec.run_folder import join_processes, start_run
+from modeling_encodec.run_folder import Processes, join_processes, start_run
 from modeling_encodec.streaming import StreamingEncoder, signal_pieces
 
 
@@ -101,6 +102,7 @@ class Tokenization:
         return {
             "source": self.source.describe(),
             "provenance": self.codec.provenance(self.num_quantizers),
+            "split": self.split,
             "columns": {field.name: str(field.type) for field in self.schema},
             "shards": len(self.source.shards),
             "batch_seconds": self.batch_seconds,
@@ -143,43 +145,52 @@ def tokenize_corpus(
         FileExistsError: if the folder holds something else, or another run and `force` is not set.
         ValueError: if shards could not be read to their end; the others are there.
     """
-    rank, processes, wait = join_processes()
+    processes = join_processes()
     number, of = (int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     device = process_device(device, number)
     workers = default_workers(device, max(1, of)) if workers is None else workers
     maker = ShardMaker(run, device, workers)
     begun = time.monotonic()
-    if rank == 0:
-        begin_output(run, force=force)
-    wait()
-    missing = missing_shards(run)
-    wait()  # none begins before all know what is missing
-    mine = missing[rank::processes]
-    with _Progress(run, mine, processes, shown=progress and rank == 0) as bar:
-        broken = maker.make(mine, bar)
-    wait()
+    first = processes.number == 0
+    with begin_output(run, force=force) if first else nullcontext():
+        missing = _make_missing(run, maker, processes, shown=progress and first)
+        return finish_output(run, missing, time.monotonic() - begun, maker.waited) if first else None
+
+
+def _make_missing(run: Tokenization, maker: "ShardMaker", processes: Processes, *, shown: bool) -> list[int]:
+    """Make all missing shards, this process its own; returns what was missing."""
+    description = run.describe()
+    if processes.from_first(description) != description:
+        raise ValueError(f"process {processes.number} does not see what the first one sees, allowed: equal sources")
+    # Of the first one: none begins before it knows, and a shared folder may show each something else.
+    missing = processes.from_first(missing_shards(run) if processes.number == 0 else [])
+    mine = missing[processes.number :: processes.count]
+    with _Progress(run, mine, processes.count, shown=shown) as bar:
+        broken = maker.make([run.source.shards[shard] for shard in mine], bar)
+    processes.wait()
     if broken:
         raise ValueError("; ".join(broken))
-    return finish_output(run, missing, time.monotonic() - begun, maker.waited) if rank == 0 else None
+    return missing
 
 
-def begin_output(run: Tokenization, *, force: bool) -> None:
-    """Make the output's folder, or go on in it."""
-    start_run(run.describe(), run.folder, "data", force=force)
+def begin_output(run: Tokenization, *, force: bool) -> AbstractContextManager:
+    """Make the output's folder, or go on in it; other runs are kept out until the end of what is returned."""
+    lock = start_run(run.describe(), run.folder, "data", force=force)
     for name in SUMMARY_FILES:
         (run.folder / name).unlink(missing_ok=True)
     remove_leftovers(run.folder)
+    return lock
 
 
-def missing_shards(run: Tokenization) -> list[Shard]:
-    """The shards of which there is no whole file."""
-    return [shard for shard in run.source.shards if read_notes(run.path(shard.number)) is None]
+def missing_shards(run: Tokenization) -> list[int]:
+    """Numbers of the shards of which there is no whole file."""
+    return [shard.number for shard in run.source.shards if read_notes(run.path(shard.number)) is None]
 
 
-def finish_output(run: Tokenization, made: Sequence[Shard], seconds: float, waited: float) -> TokenizationReport:
+def finish_output(run: Tokenization, made: Sequence[int], seconds: float, waited: float) -> TokenizationReport:
     """Sum up a complete output, of which these shards were made now, in so many seconds."""
-    manifest = write_summary(run.folder, run.split, len(run.source.shards), run.describe())
-    samples = sum(manifest["files"][shard.number]["samples"] for shard in made)
+    manifest = write_summary(run.folder, run.describe())
+    samples = sum(manifest["files"][shard]["samples"] for shard in made)
     return TokenizationReport(manifest, samples / run.codec.config.sampling_rate / 3600, seconds, waited)
 
 
@@ -294,8 +305,8 @@ class _LongClip:
 class _Progress:
     """How far this process is, and how fast, in hours of audio an hour."""
 
-    def __init__(self, run: Tokenization, missing: Sequence[Shard], processes: int, *, shown: bool):
-        self.sizes = {shard.number: max(1, shard.size) for shard in missing}
+    def __init__(self, run: Tokenization, shards: Sequence[int], processes: int, *, shown: bool):
+        self.sizes = {shard: max(1, run.source.shards[shard].size) for shard in shards}
         self.rate, self.processes = run.codec.config.sampling_rate, processes
         self.samples = self.skipped = 0
         self.begun = time.monotonic()
