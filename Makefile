@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all lint cards bench bench-streaming bench-memory bench-lm bench-training clean
+.PHONY: demo test test-all lint cards bench bench-streaming bench-memory bench-lm bench-training bench-tokenize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/modeling-encodec demo --out demo_output --force
@@ -36,6 +36,9 @@ bench-lm: $(VENV)/.dev
 
 bench-training: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_training.py
+
+bench-tokenize: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/bench_tokenize.py
 
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)

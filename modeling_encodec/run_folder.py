@@ -6,9 +6,11 @@ files that appear whole, so what is there need not be made again, whoever made i
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,28 +22,37 @@ from modeling_encodec.atomic import atomic_path
 T = TypeVar("T")
 
 
-def start_run(description: dict, folder: Path, results: str, *, force: bool = False) -> AbstractContextManager:
+def start_run(
+    description: dict, folder: Path, results: str, finals: Sequence[str] = (), *, force: bool = False
+) -> AbstractContextManager:
     """Make the folder, or go on in it; at the end of what is returned other runs may work there again.
 
-    `results` is the folder in it that results lie in; `force` deletes those.
+    `results` is the folder in it that results lie in; `force` deletes those. `finals` are files that say that the run
+    is complete; they are deleted first, and so is what killed processes began to write.
 
     Raises:
         FileExistsError: if it holds something else, or another run and `force` is not set.
         ValueError: if what it holds is damaged, or another process is at work in it.
     """
     begun = folder / "run.json"
-    if not begun.exists():
-        if folder.exists() and {path.name for path in folder.iterdir()} - {".lock"}:
+    if not begun.exists() and folder.exists():
+        others = [path.name for path in folder.iterdir() if not fnmatch(path.name, ".run-*.json")]
+        if set(others) - {".lock"}:
             raise FileExistsError(f"{folder} holds other things, allowed: a new folder, or that of this run")
-    elif not force:
-        _check_same(description, begun)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise ValueError(f"{folder}: another process is at work there, allowed: one run at a time") from None
+    if begun.exists() and not force:
+        _check_same(description, begun)
+    for name in finals:
+        (folder / name).unlink(missing_ok=True)
     for path in (folder / results).glob("*") if force else ():
         path.unlink()
+    for name in ("run.json", *finals):
+        for path in folder.glob(f".{Path(name).stem}-*{Path(name).suffix}"):
+            path.unlink()
     with atomic_path(begun) as temporary:
         temporary.write_text(json.dumps(description, indent=1))
     (folder / results).mkdir(exist_ok=True)

@@ -24,6 +24,8 @@ from modeling_encodec.atomic import atomic_path
 
 # Samples of a channel that are read at a time.
 BLOCK_LENGTH = 1 << 18
+# What libsndfile counts, or more, where a header has no count.
+UNKNOWN_FRAMES = 1 << 62
 # What WAV's sizes of 32 bits leave for samples.
 MOST_WAV_BYTES = (1 << 32) - 1024
 # Peak that a clipping signal is rescaled to, as in the original.
@@ -51,7 +53,7 @@ class AudioReader:
             for block in blocks: ...
 
     Attributes:
-        seconds (`float`): how long the file says it is.
+        seconds (`float`, *optional*): how long the file says it is; `None` if it does not, as FLAC made in a pipe.
     """
 
     def __init__(
@@ -76,12 +78,15 @@ class AudioReader:
         if not hasattr(source, "read") and not Path(self.name).is_file():
             raise FileNotFoundError(f"{self.name}: no such file")
         try:
-            self.file = soundfile.SoundFile(source)
+            # Names as the file system has them: they need not be UTF-8.
+            self.file = soundfile.SoundFile(source if hasattr(source, "read") else os.fsencode(source))
         except soundfile.LibsndfileError as error:
             raise self._unreadable(error) from None
         self.channels, self.block_length = channels, block_length
         self.rate, self.sampling_rate = self.file.samplerate, sampling_rate or self.file.samplerate
-        self.seconds = self.file.frames / self.rate
+        self.seconds = self.file.frames / self.rate if self.file.frames < UNKNOWN_FRAMES else None
+        if self.seconds is None:
+            self.file.seekable = lambda: False  # else soundfile seeks after reading, which fails here
 
     def __enter__(self) -> "AudioReader":
         return self

@@ -6,6 +6,8 @@ processes, not threads, are what makes it fast. An accelerator computes clips of
 
 import itertools
 import json
+import math
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +42,7 @@ class Tokens:
     audio_length: int
 
 
-class Codec:
+class PortableCodec:
     """A codec as a value: it can be sent to any process, and is loaded there when first used.
 
     One from a folder or the Hub travels as that name, one in memory as its weights.
@@ -147,7 +149,8 @@ def one_thread(device: str) -> Iterator[None]:
 
 
 def open_clip(location, config: EncodecConfig) -> tuple[float, Iterator[np.ndarray]]:
-    """How many seconds a clip promises, and its audio in blocks (channels, T) as the model wants it.
+    """How many seconds a clip promises (infinitely many, if it does not say), and its audio in blocks (channels, T) as
+    the model wants it.
 
     `location`: a path, encoded bytes, {"array", "sampling_rate"}, or what gives one of these when called. The blocks
     raise a ValueError with the reason where there is no audio: damaged, empty, cut off, not finite, too many channels.
@@ -161,12 +164,31 @@ def open_clip(location, config: EncodecConfig) -> tuple[float, Iterator[np.ndarr
         if isinstance(location, dict):
             audio = _array(location, rate, channels)
             return audio.shape[1] / rate, iter([audio])
+        check_size(location)
         reader = AudioReader(BytesIO(location) if isinstance(location, bytes) else location, rate, channels)
     except UnusableClip as error:
         raise ValueError(error.reason) from None
     except (ValueError, OSError) as error:
         raise ValueError(_reason(error, location)) from None
-    return reader.seconds, _blocks(reader, location)
+    return math.inf if reader.seconds is None else reader.seconds, _blocks(reader, location)
+
+
+def check_size(location: str | bytes) -> None:
+    """Refuse WAV and AIFF that are shorter than they say: libsndfile takes what is there for all.
+
+    Raises:
+        ValueError: if they are cut off.
+    """
+    if isinstance(location, bytes):
+        start, there = location[:8], len(location)
+    else:
+        with open(location, "rb") as file:
+            start, there = file.read(8), os.fstat(file.fileno()).st_size
+    order = {b"RIFF": "little", b"FORM": "big"}.get(start[:4])
+    said = int.from_bytes(start[4:], order) + 8 if order else 0
+    # Written to a pipe, a header has no size or the greatest.
+    if there < LEAST_COMPLETE * said and said < (1 << 31):
+        raise ValueError(f"cut off: {there} of {said} bytes")
 
 
 def read_clip(location, config: EncodecConfig) -> np.ndarray:
@@ -209,7 +231,7 @@ def _blocks(reader: AudioReader, location) -> Iterator[np.ndarray]:
                 yield block
     except (ValueError, OSError) as error:
         raise ValueError(_reason(error, location)) from None
-    if read < LEAST_COMPLETE * reader.seconds * reader.sampling_rate - 1:
+    if reader.seconds and read < LEAST_COMPLETE * reader.seconds * reader.sampling_rate - 1:
         raise ValueError(f"cut off: {read / reader.sampling_rate:.2f} of {reader.seconds:.2f} s")
 
 

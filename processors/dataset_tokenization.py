@@ -24,7 +24,7 @@ from modeling_encodec.batching_encodec import group_by_length
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio import write_audio
 from modeling_encodec.processors.audio_tokens import (
-    Codec,
+    PortableCodec,
     Tokens,
     decode_tokens,
     encode_clips,
@@ -57,7 +57,7 @@ class _Mapped:
     """What both directions share: the codec, where it runs, and how a dataset is mapped."""
 
     def __init__(self, model: str | os.PathLike | EncodecModel, column: str, precision: str, device: str | None):
-        self.codec = Codec(os.fspath(model) if isinstance(model, os.PathLike) else model, precision)
+        self.codec = PortableCodec(os.fspath(model) if isinstance(model, os.PathLike) else model, precision)
         self.column, self.device = column, device
 
     def _model(self, rank: int | None) -> EncodecModel:
@@ -258,10 +258,15 @@ class CodecDetokenizer(_Mapped):
         """
         config, rows = self.codec.config, []
         for row, codes in enumerate(batch["codes"]):
-            codes = np.asarray(codes)
+            try:
+                codes = np.asarray(codes)
+            except ValueError:
+                raise ValueError(f"codes of row {row} are ragged, allowed: (codebooks, frames)") from None
             if codes.ndim != 2 or codes.dtype.kind not in "iu" or 0 in codes.shape:
                 raise ValueError(f"codes are {codes.dtype} {codes.shape}, allowed: whole numbers (codebooks, frames)")
             length = batch["audio_length"][row] if "audio_length" in batch else codes.shape[1] * config.hop_length
+            if not isinstance(length, (int, np.integer)):
+                raise ValueError(f"audio_length is {length!r}, allowed: a whole number of samples")
             scales = np.asarray(batch["scales"][row], np.float32) if "scales" in batch else None
             rows.append(Tokens(codes, scales, length))
         rate = config.sampling_rate
@@ -311,7 +316,11 @@ def load_tokens(folder: str | os.PathLike, **options):
     manifest = Path(folder) / "manifest.json"
     if not manifest.is_file():
         raise FileNotFoundError(f"{folder}: holds no manifest.json, allowed: a finished output of tokenize")
-    about = json.loads(manifest.read_text())
+    about = json.loads(manifest.read_text(encoding="utf-8"))
+    for entry in about["files"]:
+        file = Path(folder) / entry["file"]
+        if not file.is_file() or file.stat().st_size != entry["bytes"]:
+            raise FileNotFoundError(f"{file}: missing, or not of {entry['bytes']} bytes, as the manifest says")
     dataset = import_datasets().load_dataset(str(folder), split=about["split"], **options)
     return _described(dataset, about["provenance"])
 

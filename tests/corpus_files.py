@@ -20,7 +20,9 @@ GOOD = {
 BAD = {
     "a/empty.wav": "not readable as audio",
     "a/noaudio.wav": "holds no audio",
-    "b/cut.flac": "",
+    "b/cut.flac": "not readable as audio",
+    "b/cut.wav": "cut off: ",
+    "b/cut.mp3": "cut off: ",
     "b/nan.wav": "NaN or infinite",
     "text.mp3": "not readable as audio",
 }
@@ -44,6 +46,10 @@ def write_corpus(folder: Path, *, bad: bool = True, long_seconds: float = 0) -> 
         _write(folder / "b/cut.flac", sound(24000, 1, 90000), 24000)
         whole = (folder / "b/cut.flac").read_bytes()
         (folder / "b/cut.flac").write_bytes(whole[: len(whole) // 3])
+        for name in ("b/cut.wav", "b/cut.mp3"):
+            _write(folder / name, sound(24000, 1, 90000), 24000)
+            whole = (folder / name).read_bytes()
+            (folder / name).write_bytes(whole[: len(whole) // 2])
         samples = sound(24000, 1, 3000)
         samples[2000] = np.nan
         soundfile.write(folder / "b/nan.wav", samples, 24000, subtype="FLOAT")

@@ -49,6 +49,7 @@ LAYERS = {
     "processors.corpus.loading": 10,
     "processors.corpus.shards": 11,
     "processors.corpus.tokenization": 12,
+    "processors.corpus.ray": 13,
     "conversion.audiocraft_settings": 0,
     "conversion.released": 1,
     "conversion.key_mapping": 1,

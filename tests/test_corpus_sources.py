@@ -207,11 +207,11 @@ def test_a_manifests_names_are_unique_and_of_no_machine(tmp_path):
     source = open_source(folder / "m.jsonl", keep=["text"])
     found = {row.name: row for row in rows_of(source)}
     assert list(found) == [
-        "b.wav", "b.wav (2)", "../other.wav", "gone.wav", "nul\\x00.wav", "b.wav (3)"
+        "b.wav", "b.wav (2)", "b.wav (3)", "b.wav (2) (2)", "../other.wav", "gone.wav", "nul\\x00.wav", "b.wav (4)"
     ]  # fmt: skip
-    assert bytes_of(found["b.wav"]) == bytes_of(found["b.wav (3)"]) == CLIPS["b.wav"]
-    assert bytes_of(found["../other.wav"]) == CLIPS["d.wav"] and found["b.wav (3)"].kept == {"text": "other"}
-    assert source.shards[0].size == 2 * len(CLIPS["b.wav"]) + len(CLIPS["d.wav"])
+    assert bytes_of(found["b.wav"]) == bytes_of(found["b.wav (4)"]) == CLIPS["b.wav"]
+    assert bytes_of(found["../other.wav"]) == CLIPS["d.wav"] and found["b.wav (4)"].kept == {"text": "other"}
+    assert source.shards[0].size == 4 * len(CLIPS["b.wav"]) + len(CLIPS["d.wav"])
     before = source.describe()
     assert open_source(folder / "m.jsonl").describe() != before
     (folder / "gone.wav").write_bytes(b"there")

@@ -127,6 +127,39 @@ def test_killed_and_gone_on_with_it_is_the_same(corpus, folder, whole, tmp_path)
     assert all(path.stat().st_mtime_ns == then for path, then in made.items())
 
 
+def test_force_that_is_interrupted_leaves_nothing_that_looks_complete(tokenize, corpus, whole, tmp_path, monkeypatch):
+    out, unlink = tmp_path / "out", Path.unlink
+    tokenize(corpus, out, *CUT)
+
+    def stop(path, **options):
+        if path.name.startswith("train-00002"):
+            raise OSError("killed here")
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="killed here"):
+        patch.setattr(Path, "unlink", stop)
+        tokenize(corpus, out, *CUT, "--force")
+    with pytest.raises(FileNotFoundError, match="holds no manifest.json"):
+        load_tokens(out)
+    tokenize(corpus, out, *CUT)
+    assert files_of(out) == whole
+    next(out.glob("data/*")).unlink()
+    with pytest.raises(FileNotFoundError, match="missing, or not of"):
+        load_tokens(out)
+
+
+def test_what_killed_processes_leave_is_removed(tokenize, corpus, whole, tmp_path):
+    out = tmp_path / "out"
+    (out / "data").mkdir(parents=True)
+    (out / "data").rmdir()
+    (out / ".run-abc.json").write_text("{")  # of one that was killed when it began
+    tokenize(corpus, out, *CUT)
+    for name in (".run-abc.json", ".manifest-abc.json", ".skipped-abc.jsonl", ".README-abc.md"):
+        (out / name).write_text("{")
+    tokenize(corpus, out, *CUT)
+    assert files_of(out) == whole
+
+
 def test_damaged_and_missing_files_are_made_anew_and_no_others(tokenize, corpus, whole, tmp_path):
     out = tmp_path / "out"
     tokenize(corpus, out, *CUT)
@@ -262,6 +295,25 @@ def test_a_source_that_breaks_off(run, tokenize, forms, folder, tmp_path):
     assert 3 < len(load_tokens(kept)) < len(GOOD)
 
 
+def test_files_made_in_pipes_and_under_odd_names(tokenize, tmp_path):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    soundfile.write(clips / "whole.flac", sound(24000, 1, 60000), 24000)
+    whole = bytearray((clips / "whole.flac").read_bytes())
+    whole[21] &= 0xF0  # the count of samples, which a pipe leaves unknown
+    whole[22:26] = bytes(4)
+    (clips / "piped.flac").write_bytes(whole)
+    soundfile.write(clips / "whole.wav", sound(24000, 1, 60000), 24000)
+    waves = bytearray((clips / "whole.wav").read_bytes())
+    waves[4:8] = waves[40:44] = b"\xff" * 4
+    (clips / "piped.wav").write_bytes(waves)
+    os.rename(clips / "whole.wav", os.fsencode(clips) + b"/\xff.wav")
+    tokenize(clips, tmp_path / "out", "--batch-seconds", 1)
+    rows = rows_of(tmp_path / "out")
+    assert set(rows) == {"whole.flac", "piped.flac", "piped.wav", "\\udcff.wav"}
+    assert all(np.array_equal(row["codes"], rows["whole.flac"]["codes"]) for row in rows.values())
+
+
 def test_nothing_but_bad_files(run, folder, tmp_path):
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.wav").write_bytes(b"RIFF")
@@ -273,6 +325,8 @@ def test_nothing_but_bad_files(run, folder, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
+        (("-b", 3.6, "--batch-seconds", "inf"), "batch_seconds is inf, allowed: at least 1, and finite"),
+        (("-b", 3.6, "--shard-megabytes", "inf"), "shard_megabytes is inf, allowed: at least 1, and finite"),
         ((), "bandwidth is not given, allowed: one of [0.9, 1.8, 3.6] kbps, or num_quantizers"),
         (("-b", 5), "doesn't support the bandwidth 5.0"),
         (("-b", 3.6, "--workers", -1), "workers is -1, allowed: 0 or more"),

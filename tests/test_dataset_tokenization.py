@@ -16,8 +16,14 @@ from datasets import Audio, Dataset, DatasetDict, Features, List, Value, concate
 from datasets.fingerprint import Hasher
 
 from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio import read_audio
-from modeling_encodec.processors.dataset_tokenization import CodecDetokenizer, CodecTokenizer, provenance_of
+from modeling_encodec.processors.dataset_tokenization import (
+    CodecDetokenizer,
+    CodecTokenizer,
+    load_tokens,
+    provenance_of,
+)
 
 
 NAMES = sorted({**GOOD, **BAD})
@@ -316,6 +322,53 @@ def test_datasets_that_cannot_be_tokenised(folder, clips):
         CodecDetokenizer(folder, form="mp3")
     with pytest.raises(ValueError, match="codes have 5 frames for 20 samples, allowed: 1"):
         CodecDetokenizer(folder)({"codes": [np.zeros((2, 5), np.uint16)], "audio_length": [20]})
+    with pytest.raises(ValueError, match="audio_length is None, allowed: a whole number"):
+        CodecDetokenizer(folder)({"codes": [np.zeros((2, 5), np.uint16)], "audio_length": [None]})
+    with pytest.raises(ValueError, match="codes of row 0 are ragged"):
+        CodecDetokenizer(folder)({"codes": [[[1, 2], [3]]], "audio_length": [500]})
+
+
+def test_codes_of_large_codebooks(small_models, run, tmp_path):
+    large = {"codebook_size": 70000, "target_bandwidths": [1.275]}  # one codebook
+    torch.manual_seed(0)
+    model = EncodecModel(EncodecConfig(**small_models["24khz"].config.to_diff_dict() | large)).eval()
+    torch.nn.init.normal_(model.quantizer.layers[0].codebook.embed, std=0.1)
+    audio = sound(24000, 1, 48000)[:, 0]
+    want = model.encode(torch.from_numpy(audio)).audio_codes[0, 0].numpy()
+    assert want.max() > 1 << 16
+    dataset = Dataset.from_list([{"audio": {"array": audio.tolist(), "sampling_rate": 24000}}])
+    tokens = CodecTokenizer(model).map(dataset).with_format("numpy")
+    assert np.array_equal(tokens[0]["codes"], want)
+    (tmp_path / "clips").mkdir()
+    soundfile.write(tmp_path / "clips" / "a.wav", audio, 24000, subtype="FLOAT")
+    model.save_pretrained(tmp_path / "model")
+    assert run("tokenize", tmp_path / "clips", tmp_path / "out", "-m", tmp_path / "model", "--workers", 0)[0] == 0
+    assert np.array_equal(load_tokens(tmp_path / "out").with_format("numpy")[0]["codes"], want)
+
+
+def test_a_relative_folder_is_found_from_elsewhere(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    sent = pickle.dumps(CodecTokenizer(folder.name, 3.6))
+    monkeypatch.chdir(tmp_path)
+    made = pickle.loads(sent)({"audio": [{"array": np.zeros(500), "sampling_rate": 24000}]})
+    assert made["frames"] == [2]
+
+
+def test_a_cpu_computes_with_one_thread_and_has_its_own_again(small_models, monkeypatch):
+    seen, encode_pieces = [], type(small_models["24khz"]).encode_pieces
+
+    def watched(*given):
+        seen.append(torch.get_num_threads())
+        return encode_pieces(*given)
+
+    monkeypatch.setattr(type(small_models["24khz"]), "encode_pieces", watched)
+    tokenizer, before = CodecTokenizer(small_models["24khz"], 3.6), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        tokenizer({"audio": [{"array": np.zeros(500), "sampling_rate": 24000}]})
+        assert seen == [1] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_model_with_one_bandwidth_needs_no_choice(small_models):

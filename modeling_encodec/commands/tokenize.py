@@ -60,18 +60,23 @@ def tokenize(
     On several devices or machines: torchrun --nproc_per_node N -m modeling_encodec tokenize ...
     """
     import logging
+    import os
 
+    # PyTorch keeps a convolution's code for each of the last 1024 lengths of clips, some 600 MB; fewer cost no time.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     from modeling_encodec.checkpoints import bundled_checkpoint
-    from modeling_encodec.processors.audio_tokens import Codec
+    from modeling_encodec.processors.audio_tokens import PortableCodec
     from modeling_encodec.processors.corpus.sources import open_source
     from modeling_encodec.processors.corpus.tokenization import Tokenization, tokenize_corpus
 
     if engine not in ("local", "ray"):
         raise ValueError(f"engine is {engine!r}, allowed: local, ray")
+    if shard_megabytes is not None and not 1 <= shard_megabytes < float("inf"):
+        raise ValueError(f"shard_megabytes is {shard_megabytes}, allowed: at least 1, and finite")
     if Path(source).is_dir() and Path(source).resolve() in (output.resolve(), *output.resolve().parents):
         raise ValueError(f"OUT is {output}, allowed: a folder outside of {source}")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    codec = Codec(model or str(bundled_checkpoint()), precision)
+    codec = PortableCodec(model or str(bundled_checkpoint()), precision)
     count = codec.count(bandwidth, num_quantizers)
     corpus = open_source(
         source, keep=keep or (), column=column, split=split, subset=subset, revision=revision, streaming=streaming,

@@ -253,7 +253,7 @@ def _opened(location: Location) -> Iterator[soundfile.SoundFile]:
         location = location()
     if isinstance(location, str) and not os.path.isfile(location):
         raise ValueError("no such file")
-    with soundfile.SoundFile(BytesIO(location) if isinstance(location, bytes) else location) as file:
+    with soundfile.SoundFile(BytesIO(location) if isinstance(location, bytes) else os.fsencode(location)) as file:
         yield file
 
 

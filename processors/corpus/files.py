@@ -127,14 +127,11 @@ def manifest_source(
     for name in keep:
         types[name], values = _typed([row.get(name) for row in rows], of_csv)
         columns.append(values)
-    listing, names, seen = Listing(), UniqueNames(), set()
+    listing, names = Listing(), UniqueNames()
 
     def files() -> Iterator[tuple[tuple, int]]:
         for row, *values in zip((row["path"] for row in rows), *columns):
             path = str(manifest.parent / row)
-            if (path, *values) in seen:
-                continue
-            seen.add((path, *values))
             # Places of this machine are no names.
             name = os.path.relpath(path, manifest.parent) if os.path.isabs(row) else str(PurePosixPath(row))
             name = names.add(safe_name(name))

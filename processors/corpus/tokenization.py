@@ -9,6 +9,7 @@ shards r, r + w, ...; started by `torchrun` or `accelerate launch`, on as many m
 import importlib.metadata
 import itertools
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio_tokens import (
-    Codec,
+    PortableCodec,
     Tokens,
     encode_clips,
     join_pieces,
@@ -76,15 +77,15 @@ class Tokenization:
 
     source: Source
     folder: Path
-    codec: Codec
+    codec: PortableCodec
     num_quantizers: int
     split: str = "train"
     batch_seconds: float = 300.0
     keep_broken: bool = False
 
     def __post_init__(self):
-        if not self.batch_seconds >= 1:
-            raise ValueError(f"batch_seconds is {self.batch_seconds}, allowed: at least 1")
+        if not 1 <= self.batch_seconds < math.inf:
+            raise ValueError(f"batch_seconds is {self.batch_seconds}, allowed: at least 1, and finite")
         if not self.split.isidentifier():
             raise ValueError(f"split is {self.split!r}, allowed: letters, digits and _")
         if len(self.source.shards) > MOST_SHARDS:
@@ -175,9 +176,7 @@ def _make_missing(run: Tokenization, maker: "ShardMaker", processes: Processes, 
 
 def begin_output(run: Tokenization, *, force: bool) -> AbstractContextManager:
     """Make the output's folder, or go on in it; other runs are kept out until the end of what is returned."""
-    lock = start_run(run.describe(), run.folder, "data", force=force)
-    for name in SUMMARY_FILES:
-        (run.folder / name).unlink(missing_ok=True)
+    lock = start_run(run.describe(), run.folder, "data", SUMMARY_FILES, force=force)
     remove_leftovers(run.folder)
     return lock
 
@@ -214,7 +213,7 @@ class ShardMaker:
         self._long: dict[int, _LongClip] = {}
         self._about = {"provenance": run.codec.provenance(run.num_quantizers)}
 
-    def make(self, shards: Sequence[Shard], progress: "_Progress") -> list[str]:
+    def make(self, shards: Sequence[Shard], progress: "Count") -> list[str]:
         """Make these shards; returns what is to be said of those that could not be read to their end."""
         broken = []
         try:
@@ -302,13 +301,28 @@ class _LongClip:
         return join_pieces(self.model.config, self.pieces, self.samples)
 
 
-class _Progress:
+class Count:
+    """What has been made: samples, and skipped rows."""
+
+    def __init__(self):
+        self.samples = self.skipped = 0
+
+    def heard(self, samples: int) -> None:
+        """So many samples more."""
+        self.samples += samples
+
+    def made(self, shard: int, file: ShardFile) -> None:
+        """A shard is done."""
+        self.skipped += len(file.skipped)
+
+
+class _Progress(Count):
     """How far this process is, and how fast, in hours of audio an hour."""
 
     def __init__(self, run: Tokenization, shards: Sequence[int], processes: int, *, shown: bool):
+        super().__init__()
         self.sizes = {shard: max(1, run.source.shards[shard].size) for shard in shards}
         self.rate, self.processes = run.codec.config.sampling_rate, processes
-        self.samples = self.skipped = 0
         self.begun = time.monotonic()
         unit = run.source.unit
         self.bar = tqdm(total=sum(self.sizes.values()), unit=unit, unit_scale=unit == "B", disable=not shown)
@@ -321,16 +335,15 @@ class _Progress:
 
     def heard(self, samples: int) -> None:
         """So many samples more."""
-        self.samples += samples
+        super().heard(samples)
         hours = self.samples / self.rate / 3600
         speed = hours * 3600 / max(1e-9, time.monotonic() - self.begun)
         each = f" x {self.processes}" if self.processes > 1 else ""
-        self.bar.set_postfix_str(
-            f"{hours:.2f} h of audio, {speed:.1f} h/h{each}, {self.skipped} skipped", refresh=False
-        )
+        told = f"{hours:.2f} h of audio, {speed:.1f} h/h{each}, {self.skipped} skipped"
+        self.bar.set_postfix_str(told, refresh=False)
         self.bar.update(0)
 
     def made(self, shard: int, file: ShardFile) -> None:
         """A shard is done."""
-        self.skipped += len(file.skipped)
+        super().made(shard, file)
         self.bar.update(self.sizes[shard])
