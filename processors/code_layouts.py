@@ -37,6 +37,7 @@ def add_offsets(codes, codebook_size: int, *, lengths=None, fill: int | None = N
         ValueError: for a code outside its codebook, which would be one of the next.
     """
     codes = as_ids("codes", codes, 2)
+    check_count("codebook_size", codebook_size)
 
     def lay(codes):
         check_range("code", codes, 0, codebook_size)
@@ -52,6 +53,7 @@ def remove_offsets(ids, codebook_size: int, *, lengths=None, fill: int = 0):
         ValueError: for an id that is none of its codebook's.
     """
     ids = as_ids("ids", ids, 2)
+    check_count("codebook_size", codebook_size)
 
     def lay(ids):
         offsets = offsets_of(ids, codebook_size)
@@ -256,8 +258,9 @@ def add_bos_eos(ids, bos_id: int | None = None, *, eos_id: int | None = None):
 
 
 def strip_bos_eos(ids, bos_id: int | None = None, *, eos_id: int | None = None, pad_id: int | None = None):
-    """A row (L,) or (K, L) without the padding at both of its ends, one BOS before and one EOS after what is between;
-    in (K, L) each is a whole column. Nothing inside is touched: a second EOS stays, for the decoding to refuse."""
+    """A row (L,) or (K, L) without the padding at both of its ends, and then one BOS before and every EOS after what
+    is between (models without a padding id are padded with EOS); in (K, L) each is a whole column. Nothing inside is
+    touched."""
     start, stop = core_of(ids, bos_id, eos_id=eos_id, pad_id=pad_id)
     return as_ids("ids", ids, 1)[..., start:stop]
 
@@ -272,7 +275,7 @@ def core_of(ids, bos_id: int | None = None, *, eos_id: int | None = None, pad_id
     start, stop = int(other[0]), int(other[-1]) + 1
     if bos_id is not None and (columns[:, start] == bos_id).all():
         start += 1
-    if eos_id is not None and start < stop and (columns[:, stop - 1] == eos_id).all():
+    while eos_id is not None and start < stop and (columns[:, stop - 1] == eos_id).all():
         stop -= 1
     return start, stop
 
@@ -325,13 +328,16 @@ def slice_frames(
         layout: "frame", "codebook" or "delay".
         num_quantizers: codebooks, for the flat layouts.
         pattern, fill: as of `delay`.
-        lengths: frames of each row of a batch; the result has `fill` past the ends of rows.
+        lengths: frames of each row of a batch, for `frames` counted from the start; the result has `fill` past the
+            ends of rows.
 
     Raises:
-        ValueError: as of the layouts, or for another step.
+        ValueError: as of the layouts, or for another step, or frames counted from an end that rows do not share.
     """
     if frames.step not in (None, 1):
         raise ValueError(f"frames have a step of {frames.step}, allowed: 1")
+    if lengths is not None and (frames.start or 0) < 0:
+        raise ValueError(f"frames start at {frames.start}, allowed with lengths: 0 or more")
     codes = take_apart(ids, layout, num_quantizers=num_quantizers, pattern=pattern, lengths=lengths)[..., frames]
     if lengths is not None:
         lengths = [len(range(length)[frames]) for length in _numbers(lengths)]

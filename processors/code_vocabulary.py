@@ -23,7 +23,6 @@ from .code_layouts import (
     full_of,
     lay_out,
     offsets_of,
-    slice_frames,
     take_apart,
 )
 
@@ -171,9 +170,14 @@ class CodeVocabulary:
         return codes - offsets
 
     def slice_frames(self, ids, frames: slice):
-        """Ids of some of the frames of ids (..., L) without BOS and EOS; see `slice_frames`."""
-        of_layout = {"layout": self.layout, "pattern": self.pattern, "fill": self.pad_token_id}
-        return slice_frames(ids, frames, num_quantizers=self.num_quantizers, **of_layout)
+        """Ids, without BOS and EOS, of some of the frames of a row of ids.
+
+        Raises:
+            ValueError: as of `decode`, or for a step other than 1.
+        """
+        if frames.step not in (None, 1):
+            raise ValueError(f"frames have a step of {frames.step}, allowed: 1")
+        return self.encode(self.decode(ids)[:, frames], bos=False, eos=False)
 
     def _name(self, value: int) -> str:
         names = {self.eos_token_id: " (EOS)", self.bos_token_id: " (BOS)", self.pad_token_id: " (padding)"}

@@ -38,10 +38,14 @@ class EncodecProcessor(ProcessorMixin):
     """Audio to `input_ids`, `attention_mask` and `labels`; ids to codes and audio.
 
         processor = EncodecProcessor.for_model(model, bandwidth=3.0)
-        lm = LlamaForCausalLM(LlamaConfig(vocab_size=processor.vocab_size, pad_token_id=processor.pad_token_id))
+        specials = {f"{name}_token_id": getattr(processor, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+        lm = LlamaForCausalLM(LlamaConfig(vocab_size=processor.vocab_size, **specials))
         loss = lm(**processor(clips, 24000)).loss
-        ids = lm.generate(torch.tensor([[processor.bos_token_id]]), max_new_tokens=600)
+        ids = lm.generate(**prompt, max_new_tokens=600, logits_processor=[NextCodebook(...)])
         audio = processor.decode(ids, incomplete="drop")
+
+    `NextCodebook`, of `modeling_encodec.examples.audio_lm`, keeps sampling to the codebook whose turn it is. With a
+    codec a processor cannot be pickled: for data sets in several processes take `CodecTokenizer`, and here its codes.
 
     Args:
         feature_extractor (`EncodecFeatureExtractor`): of the codec.
@@ -176,7 +180,8 @@ class EncodecProcessor(ProcessorMixin):
             raise ValueError("add_bos is False, allowed in a delay layout: True, or return_labels=False")
         labels = ids[..., 1:].swapaxes(1, 2)
         labels = np.where(labels == self.pad_token_id, -100, labels)
-        return {"input_ids": ids[..., :-1], "attention_mask": mask[..., 1:], "labels": labels}
+        # A step counts where there is something before and after it, on whichever side the padding is.
+        return {"input_ids": ids[..., :-1], "attention_mask": mask[..., :-1] * mask[..., 1:], "labels": labels}
 
     def _encode(self, audio, sampling_rate: int | None) -> tuple[list[np.ndarray], dict]:
         """Codes (K, F) of audio, and what else is needed to decode them."""

@@ -159,14 +159,21 @@ def test_bos_and_eos_are_stripped_at_the_ends_alone(batch, before, after, bos, e
     for codes in arrays(numbers, dtype):
         for row in (codes[0], codes[0, 0]):
             whole = row.astype(np.int64) if isinstance(row, np.ndarray) else row.long()
-            # Inside are ids like EOS, and outside EOS where it is to stay.
-            for inside in (whole, whole * 0 + 71) if eos is not None else (whole,):
-                ids = layouts.add_bos_eos(inside, bos, eos_id=eos)
-                padded = layouts.full_of(ids, (*ids.shape[:-1], before + ids.shape[-1] + after), PAD)
-                padded[..., before : before + ids.shape[-1]] = ids
-                assert ids.shape[-1] == row.shape[-1] + (bos is not None) + (eos is not None)
-                assert same(layouts.strip_bos_eos(padded, bos, eos_id=eos, pad_id=PAD), inside)
-                assert same(layouts.strip_bos_eos(ids, bos, eos_id=eos), inside)
+            ids = layouts.add_bos_eos(whole, bos, eos_id=eos)
+            assert ids.shape[-1] == row.shape[-1] + (bos is not None) + (eos is not None)
+            assert same(layouts.strip_bos_eos(ids, bos, eos_id=eos), whole)
+            for fill in (PAD, eos) if eos is not None else (PAD,):  # models without a padding id pad with EOS
+                padded = layouts.full_of(ids, (*ids.shape[:-1], ids.shape[-1] + after), fill)
+                padded[..., : ids.shape[-1]] = ids
+                left = layouts.full_of(ids, (*ids.shape[:-1], before), PAD)
+                join = np.concatenate if isinstance(ids, np.ndarray) else torch.cat
+                padded = join([left, padded], -1)
+                assert same(layouts.strip_bos_eos(padded, bos, eos_id=eos, pad_id=PAD), whole)
+
+
+def test_eos_among_the_codes_is_left_for_decoding_to_refuse():
+    ids = np.array([70, 1, 71, 2, 71, 71])
+    assert layouts.strip_bos_eos(ids, 70, eos_id=71).tolist() == [1, 71, 2]
 
 
 # ---- MusicGen ----------------------------------------------------------------------------------------------------
@@ -336,6 +343,10 @@ REFUSED = {
     r"there are no rows of ids": lambda: layouts.pad_ids([], 0),
     r"rows of ids have shapes \[\(\), \(2,\)\]": lambda: layouts.pad_ids([np.zeros(1, int), np.zeros((2, 1), int)], 0),
     r"attention_mask has shape \(1, 2\)": lambda: layouts.unpad_ids(np.zeros((1, 3), int), np.zeros((1, 2), int)),
+    r"codebook_size is 10.5": lambda: layouts.add_offsets(np.zeros((2, 3), int), 10.5),
+    r"frames start at -2, allowed with lengths: 0 or more": lambda: layouts.slice_frames(
+        np.zeros((2, 6), int), slice(-2, None), num_quantizers=2, lengths=[2, 3], fill=9
+    ),
     r"frames have a step of 2, allowed: 1": lambda: FLAT.slice_frames(np.zeros(4, int), slice(0, 2, 2)),
     r"bandwidth is None, allowed: one of \[1.5, 3.0": lambda: CodeVocabulary.for_model(CONFIG),
     r"bandwidth is 4.0, allowed: one of": lambda: CodeVocabulary.for_model(CONFIG, bandwidth=4.0),
