@@ -98,7 +98,8 @@ class Tokenization:
         return token_schema(self.codec.code_dtype, self.codec.config.normalize, self.source.kept)
 
     def describe(self) -> dict:
-        """What decides the output, and nothing else: equal for equal runs."""
+        """What decides the output, and nothing else: equal for equal runs. `keep_broken` is not in it: it decides of
+        shards that would be missing, and a run may go on with it."""
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         return {
             "source": self.source.describe(),
@@ -107,7 +108,6 @@ class Tokenization:
             "columns": {field.name: str(field.type) for field in self.schema},
             "shards": len(self.source.shards),
             "batch_seconds": self.batch_seconds,
-            "keep_broken": self.keep_broken,
             "versions": versions | {"libsndfile": soundfile.__libsndfile_version__},
         }
 
