@@ -10,7 +10,7 @@ from corpus_files import write_corpus
 
 from modeling_encodec.processors.audio_tokens import PortableCodec
 from modeling_encodec.processors.corpus.sources import open_source
-from modeling_encodec.processors.corpus.tokenization import ShardMaker, Tokenization, tokenize_corpus
+from modeling_encodec.processors.corpus.tokenization import Tokenization, tokenize_corpus
 
 
 def files_of(out) -> dict[str, bytes]:
@@ -20,7 +20,7 @@ def files_of(out) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Eight cores by name: Ray Data keeps some for itself, and hangs with two."""
+    """Eight cores by name, so that several actors run on any machine."""
     ray = pytest.importorskip("ray", reason="ray is not installed")
     pytest.importorskip("aiohttp", reason="aiohttp is not installed")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -83,6 +83,17 @@ class DyingCodec(PortableCodec):
         return super().on(device)
 
 
+class DeadlyShard:
+    """A shard that kills whoever reads it."""
+
+    def __init__(self, shard):
+        self.number, self.size = shard.number, shard.size
+
+    def rows(self):
+        """Nothing, ever."""
+        os._exit(9)
+
+
 def test_an_actor_that_dies_is_replaced(cluster, small_models, corpus, whole, tmp_path):
     from modeling_encodec.processors.corpus.ray import tokenize_on_ray
 
@@ -91,6 +102,20 @@ def test_an_actor_that_dies_is_replaced(cluster, small_models, corpus, whole, tm
     codec.mark = str(tmp_path / "died")
     tokenize_on_ray(run, actors=2)
     assert os.path.exists(codec.mark) and files_of(tmp_path / "out") == whole
+
+
+@pytest.mark.slow
+def test_a_shard_that_kills_its_actors_is_named_and_the_others_are_made(cluster, codec, corpus, whole, tmp_path):
+    from modeling_encodec.processors.corpus.ray import tokenize_on_ray
+
+    run = run_of(codec, corpus, tmp_path / "out")
+    good, run.source.shards[1] = run.source.shards[1], DeadlyShard(run.source.shards[1])
+    with pytest.raises(RuntimeError, match=r"actors died 4 times at shards \[1\]; the same command goes on"):
+        tokenize_on_ray(run, actors=2)
+    assert len(list((tmp_path / "out" / "data").glob("*.parquet"))) == 3
+    run.source.shards[1] = good
+    tokenize_corpus(run, workers=0)
+    assert files_of(tmp_path / "out") == whole
 
 
 def test_a_shard_that_breaks_off_is_named_and_the_others_are_made(cluster, codec, corpus, tmp_path):
@@ -125,6 +150,18 @@ def test_without_ray_one_line_says_what_to_install(run, small_models, corpus, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_makers_need_a_device(codec, corpus, tmp_path):
-    with pytest.raises(ValueError, match="workers is -1"):
-        ShardMaker(run_of(codec, corpus, tmp_path), "cpu", -1)
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"device": "nowhere"}, "device is 'nowhere', allowed on Ray: cpu, cuda"),
+        ({"workers": -1}, "workers is -1, allowed: 0 or more"),
+        ({"actors": 0}, "actors is 0, allowed: 1 or more"),
+    ],
+)
+def test_settings_that_cannot_work(codec, corpus, tmp_path, options, message):
+    pytest.importorskip("ray", reason="ray is not installed")
+    from modeling_encodec.processors.corpus.ray import tokenize_on_ray
+
+    with pytest.raises(ValueError, match=message):
+        tokenize_on_ray(run_of(codec, corpus, tmp_path / "out"), **options)
+    assert not (tmp_path / "out").exists()

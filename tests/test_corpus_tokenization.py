@@ -315,7 +315,7 @@ def test_files_made_in_pipes_and_under_odd_names(tokenize, tmp_path):
 
 def test_nothing_but_bad_files(run, folder, tmp_path):
     (tmp_path / "clips").mkdir()
-    (tmp_path / "clips" / "a.wav").write_bytes(b"RIFF")
+    (tmp_path / "clips" / "a.wav").write_bytes(b"no wave")
     code, _, lines = run("tokenize", tmp_path / "clips", tmp_path / "out", "-m", folder / "24khz", "-b", 3.6)
     assert code == 2 and "none of 1 clips gives audio, the first: not readable as audio" in lines[-1]
     assert (tmp_path / "out" / "skipped.jsonl").exists() and not (tmp_path / "out" / "manifest.json").exists()

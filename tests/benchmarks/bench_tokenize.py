@@ -133,7 +133,7 @@ def tokenize(place: Path, clips: Path, model: Path, processes: int, *extra: str)
         ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
     )
     command = [sys.executable, *launch, "-m", "modeling_encodec", "tokenize", clips, out, "-m", model, "-b", BANDWIDTH]
-    command += ["--shard-rows", "16", *extra]  # so that a small corpus can be shared
+    command += ["--shard-rows", "8", *extra]  # so that a small corpus can be shared
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"ACCELERATE_USE_CPU": "true"} if "cpu" in extra else {})
     words = [str(word) for word in command]
     running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
