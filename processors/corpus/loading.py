@@ -108,9 +108,9 @@ def load_shards(shards: Sequence[Shard], options: LoadingOptions, workers: int) 
 
 
 def default_workers(device: str, processes: int) -> int:
-    """Workers of one of so many processes of a machine: decoding takes a small part of a CPU's time beside a model
-    that runs there, and all of it beside one on a GPU."""
-    return 1 if device == "cpu" else max(1, min(8, (os.cpu_count() or 1) // processes - 1))
+    """Workers of one of so many processes of a machine: beside a GPU they keep it busy; on a CPU they would take turns
+    with the model on the same cores, so it decodes in between, which is a few percent of its time."""
+    return 0 if device == "cpu" else max(1, min(8, (os.cpu_count() or 1) // processes - 1))
 
 
 class _Shards(IterableDataset):
