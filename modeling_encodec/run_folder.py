@@ -48,7 +48,7 @@ def start_run(
         _check_same(description, begun)
     for name in finals:
         (folder / name).unlink(missing_ok=True)
-    for path in (folder / results).glob("*") if force else ():
+    for path in (folder / results).glob("*" if force else ".*"):
         path.unlink()
     for name in ("run.json", *finals):
         for path in folder.glob(f".{Path(name).stem}-*{Path(name).suffix}"):

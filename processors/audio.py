@@ -138,8 +138,13 @@ def read_audio(
         ValueError: if it is no audio, is empty, or holds samples that are not finite.
     """
     with AudioReader(source, sampling_rate, channels) as reader:
-        blocks = list(reader)
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1), reader.sampling_rate
+        return join_blocks(reader), reader.sampling_rate
+
+
+def join_blocks(blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """Blocks (channels, T) as one; one alone is not copied."""
+    blocks = list(blocks)
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
 
 
 def resample(audio: np.ndarray, rate: int, target_rate: int) -> np.ndarray:

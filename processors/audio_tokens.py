@@ -25,7 +25,7 @@ from modeling_encodec.bitstream.fingerprints import codebook_fingerprint, stream
 from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.precision_encodec import exact_float32
-from modeling_encodec.processors.audio import AudioReader, match_channels, resample
+from modeling_encodec.processors.audio import AudioReader, join_blocks, match_channels, resample
 from modeling_encodec.training.clips import LEAST_COMPLETE, UnusableClip
 
 
@@ -123,7 +123,12 @@ class PortableCodec:
     @property
     def code_dtype(self) -> str:
         """What codes are kept as."""
-        return "uint16" if self.config.codebook_size <= 1 << 16 else "int32"
+        return code_dtype(self.config)
+
+
+def code_dtype(config: EncodecConfig) -> str:
+    """The smallest type that holds a model's codes."""
+    return "uint16" if config.codebook_size <= 1 << 16 else "int32"
 
 
 def process_device(device: str | None, number: int) -> str:
@@ -197,8 +202,7 @@ def read_clip(location, config: EncodecConfig) -> np.ndarray:
     Raises:
         ValueError: if there is none.
     """
-    blocks = list(open_clip(location, config)[1])
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+    return join_blocks(open_clip(location, config)[1])
 
 
 def encode_clips(model: EncodecModel, clips: Sequence[np.ndarray | torch.Tensor], num_quantizers: int) -> list[Tokens]:
@@ -219,7 +223,7 @@ def join_pieces(config: EncodecConfig, pieces: Sequence[tuple], audio_length: in
     """Tokens of a clip of the codes (K, F) and scales of its pieces, in their order."""
     codes = torch.cat([codes for codes, _ in pieces], dim=1).cpu().numpy()
     scales = np.array([float(scale) for _, scale in pieces], np.float32) if config.normalize else None
-    return Tokens(codes.astype(np.uint16 if config.codebook_size <= 1 << 16 else np.int32), scales, audio_length)
+    return Tokens(codes.astype(code_dtype(config)), scales, audio_length)
 
 
 def _blocks(reader: AudioReader, location) -> Iterator[np.ndarray]:

@@ -15,6 +15,7 @@ import transformers
 from lm_models import SMALL, make_codes, make_lm, shifted
 from safetensors.torch import load_file, save_file
 from torch import nn
+from without_package import WITHOUT_THE_PACKAGE
 
 from modeling_encodec.modeling_lm_encodec import EncodecLM
 
@@ -123,15 +124,9 @@ def test_copies_and_pickles(tmp_path):
     assert torch.equal(lm(codes, cache=again).logits, lm(codes, cache=output.cache).logits)
 
 
-REMOTE = """
-import sys
-
-class Absent:  # this machine does not have the package
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "modeling_encodec":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
+REMOTE = (
+    WITHOUT_THE_PACKAGE
+    + """
 import torch, transformers
 folder, codes, out = sys.argv[1:]
 lm = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
@@ -141,6 +136,7 @@ codes = torch.load(codes)
 torch.save([lm(codes, codes).loss.detach(), lm.frequencies(codes)[0], lm.quantize(codes).frequencies(codes)[0]], out)
 lm.save_pretrained(folder + "_again")
 """
+)
 
 
 def test_remote_code_on_a_machine_without_this_package(tmp_path):

@@ -13,6 +13,7 @@ import transformers
 from conftest import noise
 from peers import stock_model
 from safetensors.torch import load_file, save_file
+from without_package import WITHOUT_THE_PACKAGE
 
 from modeling_encodec.checkpoints import bundled_checkpoint
 from modeling_encodec.modeling_encodec import EncodecModel
@@ -91,15 +92,9 @@ def test_missing_parameters_are_initialised(name, small_models, tmp_path):
     assert len(codes_of(loaded.eval()).unique()) > 1
 
 
-REMOTE = """
-import sys
-
-class Absent:  # this machine does not have the package
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "modeling_encodec":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
+REMOTE = (
+    WITHOUT_THE_PACKAGE
+    + """
 import torch, transformers
 folder, audio, out = sys.argv[1:]
 model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
@@ -114,6 +109,7 @@ decoded = model.decode(**output)
 torch.save([output.audio_codes, output.codes_lengths, decoded.audio_values.detach()], out)
 model.save_pretrained(folder + "_again")
 """
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,6 +12,7 @@ import transformers
 from conftest import noise
 from fake_hub import Account, FakeHub
 from transformers import LlamaConfig, LlamaForCausalLM, MusicgenDecoderConfig, MusicgenForCausalLM
+from without_package import WITHOUT_THE_PACKAGE
 
 from modeling_encodec.checkpoints import bundled_checkpoint
 from modeling_encodec.modeling_encodec import EncodecModel
@@ -393,15 +394,9 @@ def test_auto_processor_on_request(small_models, tmp_path):
 
 # ---- the Hub -----------------------------------------------------------------------------------------------------
 
-ELSEWHERE = """
-import sys
-
-class Absent:  # this machine does not have the package
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "modeling_encodec":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
+ELSEWHERE = (
+    WITHOUT_THE_PACKAGE
+    + """
 import torch
 from transformers import AutoModel, AutoProcessor
 torch.set_num_threads(1)
@@ -416,6 +411,7 @@ for name in sys.argv[1:]:
     processor.save_pretrained("again")
 torch.save(found, "found.pt")
 """
+)
 
 
 def test_pushed_it_loads_on_a_machine_without_this_package(small_models, tmp_path, monkeypatch):

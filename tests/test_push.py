@@ -13,6 +13,7 @@ from fake_hub import Account, FakeHub
 from huggingface_hub import ModelCard, constants
 from lm_models import make_codes, make_lm
 from safetensors.torch import load_file, save_file
+from without_package import WITHOUT_THE_PACKAGE
 
 from modeling_encodec.checkpoints import bundled_checkpoint, bundled_lm_checkpoint
 from modeling_encodec.configuration_encodec import EncodecConfig
@@ -66,15 +67,9 @@ def states_equal(a, b) -> bool:
 
 # ---- there and back ----------------------------------------------------------------------------------------------
 
-ELSEWHERE = """
-import sys
-
-class Absent:  # this machine does not have the package
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "modeling_encodec":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
+ELSEWHERE = (
+    WITHOUT_THE_PACKAGE
+    + """
 import torch
 from transformers import AutoFeatureExtractor, AutoModel, EncodecModel
 torch.set_num_threads(1)
@@ -94,6 +89,7 @@ found["lm"] = type(lm).__module__, lm.eval()(given["codes"]).logits.detach(), lm
 found["extractor"] = type(extractor).__module__
 torch.save(found, "found.pt")
 """
+)
 
 
 def test_pushed_models_load_on_a_machine_without_this_package(hub, codec, small_models, run, tmp_path):

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from modeling_encodec.batching_encodec import group_by_length
 from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.processors.audio import join_blocks
 from modeling_encodec.processors.audio_tokens import open_clip
 from modeling_encodec.processors.corpus.sources import Row, Shard
 from modeling_encodec.streaming import cut_blocks
@@ -157,10 +158,10 @@ class _Window:
                 for block, last in cut_blocks(blocks, self.options.block_length):
                     yield Block(self.shard, place, block, last)
             else:
-                blocks = list(blocks)
+                audio = join_blocks(blocks)
                 self.places.append(place)
-                self.audio.append(blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1))
-                self.samples += self.audio[-1].shape[1]
+                self.audio.append(audio)
+                self.samples += audio.shape[1]
         except ValueError as error:
             yield Unusable(self.shard, place, str(error))
         if self.samples >= WINDOW_BATCHES * self.options.most or self.rows == WINDOW_ROWS:

@@ -42,7 +42,7 @@ class ShardActor:
             self.maker = self.maker or ShardMaker(*self.given)
             before = self.maker.waited
             broken = self.maker.make([self.maker.run.source.shards[row["item"]]], progress)
-        except Exception as error:
+        except Exception as error:  # of any kind: the driver is to hear of it, and the other shards go on
             broken = [f"shard {row['item']}: {type(error).__name__}: {' '.join(str(error).split())}"]
         waited = self.maker.waited - before if self.maker else 0.0
         made = {"samples": progress.samples, "skipped": progress.skipped, "waited": waited}

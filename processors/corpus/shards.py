@@ -137,12 +137,6 @@ def read_notes(path: Path) -> dict | None:
         return None
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes began to write; none may be running."""
-    for path in (folder / "data").glob(".*.parquet"):
-        path.unlink()
-
-
 def write_summary(folder: Path, description: dict) -> dict:
     """Write manifest, skipped rows and card of a complete run of this `description`; returns the manifest.
 

@@ -8,7 +8,6 @@ shards r, r + w, ...; started by `torchrun` or `accelerate launch`, on as many m
 
 import importlib.metadata
 import itertools
-import logging
 import math
 import os
 import time
@@ -45,7 +44,6 @@ from modeling_encodec.processors.corpus.shards import (
     SUMMARY_FILES,
     ShardFile,
     read_notes,
-    remove_leftovers,
     shard_path,
     token_schema,
     write_summary,
@@ -54,8 +52,6 @@ from modeling_encodec.processors.corpus.sources import Shard, Source
 from modeling_encodec.run_folder import Processes, join_processes, start_run
 from modeling_encodec.streaming import StreamingEncoder, signal_pieces
 
-
-logger = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 10  # of a long clip that travel at a time, at least
 PACKAGES = ("modeling-encodec", "torch", "numpy", "soxr")
@@ -176,9 +172,7 @@ def _make_missing(run: Tokenization, maker: "ShardMaker", processes: Processes, 
 
 def begin_output(run: Tokenization, *, force: bool) -> AbstractContextManager:
     """Make the output's folder, or go on in it; other runs are kept out until the end of what is returned."""
-    lock = start_run(run.describe(), run.folder, "data", SUMMARY_FILES, force=force)
-    remove_leftovers(run.folder)
-    return lock
+    return start_run(run.describe(), run.folder, "data", SUMMARY_FILES, force=force)
 
 
 def missing_shards(run: Tokenization) -> list[int]:
