@@ -4,11 +4,9 @@ Templates hold sentences, this module numbers, none of which is typed here: they
 training log, an evaluation or the paper's results. The price is a small vocabulary of tables that templates must know.
 """
 
-import json
 import math
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -259,18 +257,6 @@ def _forms(config: EncodecLMConfig) -> str:
 
 
 # ---- training ----------------------------------------------------------------------------------------------------
-
-
-def read_log(path: Path) -> list[dict]:
-    """The lines of a training log.
-
-    Raises:
-        ValueError: for a line that is no JSON.
-    """
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise ValueError(f"{path}: not a training log ({error})") from None
 
 
 def curve(log: list[dict], *columns: tuple[str, float, int, str]) -> str:

@@ -3,7 +3,8 @@
     python -m modeling_encodec.conversion.model_card model_cards/
 
 writes this project's own cards anew: for each checkpoint that comes with the package, `NAME.json` holds what its
-training was, `NAME_evaluation.json` (if there) what it is worth, with a picture of that stem; for the models released
+training was, with its logs, of which the curves are drawn, `NAME_evaluation.json` (if there) what it is worth, with a
+picture of that stem; for the models released
 with the paper, `paper_results.json` beside this module holds the paper's figures. `card_for` does it for any folder.
 
 Sentences are in `card_templates/`, without results: a number is typed once, in a JSON file, or computed. A card is
@@ -16,6 +17,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 import typer
@@ -27,7 +29,11 @@ from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfi
 from modeling_encodec.conversion import card_values
 from modeling_encodec.conversion.checkpoint_files import read_json
 from modeling_encodec.conversion.released import released_by_name
+from modeling_encodec.plots import plot_training, read_log, save_figure
 
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAPER = Path(__file__).parent / "paper_results.json"
 TEMPLATES = Path(__file__).parent / "card_templates"
@@ -96,6 +102,18 @@ def own_cards(folder: str | Path) -> dict[Path, str]:
         cards[folder / f"{name}.md"] = str(card_for(checkpoint, name=name, **given))
         cards[checkpoint / "README.md"] = _note(name, checkpoint, **given)
     return cards
+
+
+def own_curves(folder: str | Path) -> dict[Path, "Figure"]:
+    """The training curves of this project's checkpoints, by the picture they belong in; runs follow one another."""
+    pictures = {}
+    for name in (BUNDLED, BUNDLED_LM):
+        records, before = [], 0
+        for run in _read_facts(Path(folder) / f"{name}.json")["training"]["runs"]:
+            records += [line | {"update": before + line["update"]} for line in run["lines"]]
+            before = records[-1]["update"]
+        pictures[Path(folder) / f"{name}_training.png"] = plot_training(records)
+    return pictures
 
 
 # ---- one card ----------------------------------------------------------------------------------------------------
@@ -288,7 +306,7 @@ def _read_facts(path: Path) -> dict:
     """How a checkpoint was trained; with the logs of its runs, and of a language model the facts of its codec."""
     facts = read_json(path)
     for run in facts["training"]["runs"]:
-        run["lines"] = card_values.read_log(path.with_name(run["log"]))
+        run["lines"] = read_log(path.with_name(run["log"]))
         run.setdefault("updates", run["lines"][-1]["update"])
     if "codec" in facts:
         facts["of_codec"] = read_json(path.with_name(f"{facts['codec']}.json"))
@@ -353,14 +371,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="model_card", description="This project's model cards, written anew.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="Folder of cards, logs and JSON files.")
     try:
-        cards = own_cards(parser.parse_args(argv).folder)
+        folder = parser.parse_args(argv).folder
+        cards, pictures = own_cards(folder), own_curves(folder)
         for path, text in cards.items():
             with atomic_path(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-    except (ValueError, OSError) as error:
+        for path, figure in pictures.items():
+            save_figure(figure, path)
+    except (ValueError, OSError, ImportError) as error:
         typer.echo(f"model_card: {' '.join(str(error).split())}", err=True)
         return 2
-    for path in cards:
+    for path in [*cards, *pictures]:
         typer.echo(path)
     return 0
 

@@ -10,6 +10,7 @@ from modeling_encodec.commands.coding import decode, encode, info
 from modeling_encodec.commands.convert import convert
 from modeling_encodec.commands.evaluate import evaluate
 from modeling_encodec.commands.models import demo, export, train, train_lm
+from modeling_encodec.commands.plot import plot
 from modeling_encodec.commands.push import push
 from modeling_encodec.commands.shared import UsageError, one_line, say
 from modeling_encodec.commands.tokenize import tokenize
@@ -21,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="EnCodec: audio to .ecdc files and back.",
 )
-for command in (encode, decode, info, export, demo, train, convert, push, tokenize):
+for command in (encode, decode, info, export, demo, train, convert, push, tokenize, plot):
     app.command()(command)
 app.command("train-lm")(train_lm)
 app.add_typer(evaluate, name="evaluate")

@@ -10,9 +10,9 @@ import torch
 from modeling_encodec.atomic import atomic_path
 from modeling_encodec.bitstream.compression import compress, decompress
 from modeling_encodec.evaluation.metrics import si_snr
-from modeling_encodec.evaluation.plots import save_spectrograms
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.plots import plot_audio, save_figure
 from modeling_encodec.processors.audio import read_audio, write_audio
 
 
@@ -52,8 +52,7 @@ def run_demo(model: EncodecModel, clips: Sequence[Path], folder: Path, lm: Encod
             row, decoded = _code(model, audio, name, bandwidth, folder, lm)
             table.append(row)
             pictures[name][f"{bandwidth:g} kbps"] = decoded.mean(0)
-    with atomic_path(folder / "spectrograms.png") as temporary:
-        save_spectrograms(pictures, rate, temporary)
+    save_figure(plot_audio(pictures, rate), folder / "spectrograms.png")
     return table
 
 

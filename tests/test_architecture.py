@@ -11,6 +11,7 @@ import modeling_encodec
 ROOT = Path(__file__).parents[1]
 LAYERS = {
     "atomic": 0,
+    "plots": 1,
     "run_folder": 1,
     "checkpoints": 0,
     "batching_encodec": 0,
@@ -21,7 +22,6 @@ LAYERS = {
     "bitstream.container": 2,
     "evaluation.mel": 0,
     "evaluation.metrics": 1,
-    "evaluation.plots": 0,
     "evaluation.intervals": 0,
     "evaluation.perceptual": 2,
     "evaluation.clips": 4,
@@ -112,6 +112,7 @@ LAYERS = {
     "commands.coding": 10,
     "commands.models": 10,
     "commands.convert": 10,
+    "commands.plot": 11,
     "commands.push": 11,
     "commands.tokenize": 14,
     "commands.mushra": 13,

@@ -15,7 +15,7 @@ from ecdc_files import NAMES, codes_of, container_items, make_lm, places, refuse
 from pipe_ends import Sink, Trickle
 
 from modeling_encodec.bitstream.codes_file import DecodedSegment, EcdcReader, EcdcWriter
-from modeling_encodec.bitstream.compression import compress, decompress, decompress_from_file
+from modeling_encodec.bitstream.compression import compress, decompress, decompress_from_file, read_codes
 from modeling_encodec.bitstream.container import (
     Damage,
     End,
@@ -47,7 +47,15 @@ def test_coded_with_the_language_model_or_raw_the_audio_is_the_same(name, small_
         expected = model.decode(**codes).audio_values[0]
         raw = compress(model, audio, num_quantizers=3, segment_seconds=seconds)
         coded = compress(model, audio, num_quantizers=3, lm=lms[name], segment_seconds=seconds)
+        whole = np.concatenate(
+            [
+                chunk[0][:, : model.config.num_frames(stop - start)]
+                for chunk, (start, stop) in zip(codes.audio_codes.numpy(), model.config.chunk_spans(samples))
+            ],
+            axis=1,
+        )
         for data, lm in ((raw, None), (coded, lms[name])):
+            assert np.array_equal(read_codes(io.BytesIO(data), model, lm), whole)
             decoded, rate = decompress(data, model, lm, strict=True)
             assert rate == model.config.sampling_rate and torch.equal(decoded, expected)
         assert same(codes_of(raw, model)[0], codes_of(coded, model, lms[name])[0])

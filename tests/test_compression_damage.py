@@ -14,7 +14,7 @@ from pipe_ends import Sink
 
 from modeling_encodec.bitstream import codes_file
 from modeling_encodec.bitstream.codes_file import DecodedSegment, EcdcReader, EcdcWriter
-from modeling_encodec.bitstream.compression import decompress
+from modeling_encodec.bitstream.compression import decompress, read_codes
 from modeling_encodec.bitstream.concealment import FADE_SECONDS, join_segments
 from modeling_encodec.bitstream.container import (
     Damage,
@@ -65,6 +65,10 @@ def test_each_segment_damaged_in_turn(name, small_models, lms, file_24khz, file_
         gain = (distance.clamp(0, fade + 1) / (fade + 1)).float()
         torch.testing.assert_close(silent, repeated * gain, rtol=0, atol=1e-6)
         assert (gain[distance > fade] == 1).all() and 0 < gain.diff().abs().max() < 1.01 / fade
+        numbers = {n: np.full(codes.shape, -1) if n == index else codes for n, codes in sound.items()}
+        codes = read_codes(io.BytesIO(bad), model, lm, on_damage=heard.append)
+        assert codes.dtype == np.int32 and np.array_equal(codes, np.concatenate([*numbers.values()], 1))
+        assert heard == [damage, damage]
         expected = dict(sound)
         near = sound[index - 1 if index else 1]
         expected[index] = near[:, np.arange(sound[index].shape[1]) % near.shape[1]]

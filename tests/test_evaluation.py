@@ -22,8 +22,8 @@ from modeling_encodec.bitstream.compression import compress, decompress
 from modeling_encodec.evaluation import evaluation, report, systems
 from modeling_encodec.evaluation.clips import Clip, list_clips
 from modeling_encodec.evaluation.metrics import si_snr
-from modeling_encodec.evaluation.plots import save_rate_distortion
 from modeling_encodec.evaluation.scoring import count_codes
+from modeling_encodec.plots import plot_rate_distortion, save_figure
 from modeling_encodec.processors.audio import read_audio
 
 
@@ -374,5 +374,5 @@ def test_the_picture_needs_no_anchors_and_no_metrics(tmp_path):
     results = {"model": {"name": "m"}, "method": {"metrics": {"si_snr": ""}}, "results": rows}
     for names in ({}, {"si_snr": "", "visqol_audio": ""}):
         results["method"]["metrics"] = names
-        save_rate_distortion(results, tmp_path / "a.png")
+        save_figure(plot_rate_distortion(results), tmp_path / "a.png")
         assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -13,8 +13,18 @@ from huggingface_hub import ModelCard
 from modeling_encodec.checkpoints import BUNDLED, BUNDLED_LM, bundled_checkpoint, bundled_lm_checkpoint
 from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
 from modeling_encodec.conversion.card_values import margin, table, tidy
-from modeling_encodec.conversion.model_card import PAPER, TEMPLATES, card_for, main, own_cards, released_card
+from modeling_encodec.conversion.checkpoint_files import read_json
+from modeling_encodec.conversion.model_card import (
+    PAPER,
+    TEMPLATES,
+    card_for,
+    main,
+    own_cards,
+    own_curves,
+    released_card,
+)
 from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.plots import read_log
 from modeling_encodec.training.configuration import TrainingConfig
 
 
@@ -50,7 +60,7 @@ def test_committed_cards_are_what_the_tool_writes(cards):
 
 def test_the_command_writes_them_and_says_where(tmp_path, monkeypatch, capsys, texts):
     for path in CARDS.iterdir():
-        if path.suffix != ".md":
+        if path.suffix in (".json", ".jsonl", ".png"):
             (tmp_path / path.name).write_bytes(path.read_bytes())
     for name in ("bundled_checkpoint", "bundled_lm_checkpoint"):  # what it writes beside weights stays in this folder
         copy = tmp_path / name
@@ -452,3 +462,12 @@ def test_the_readmes_figures_are_the_evaluations():
     for metric, score in rows["opus", 12.0].items():
         better = score["mean"] - rows["encodec", 12.0][metric]["mean"]
         assert better < 0 if metric == "mel_distance" else better > 0
+
+
+def test_every_card_of_our_own_shows_its_training():
+    for path, figure in own_curves(CARDS).items():
+        assert f"({path.name})" in path.with_name(path.name.replace("_training.png", ".md")).read_text()
+        assert path.read_bytes().startswith(b"\x89PNG")
+        log = read_json(path.with_name(path.name.replace("_training.png", ".json")))["training"]["runs"]
+        last = max(line.get_xdata().max() for axis in figure.axes for line in axis.lines)
+        assert last == sum(read_log(CARDS / run["log"])[-1]["update"] for run in log)

@@ -34,7 +34,37 @@ def compress(
     lm: EncodecLM | None = None,
     **options,
 ) -> bytes:
-    """The bytes of `compress_to_file`."""
+    """One clip as the bytes of an `.ecdc` file; the same audio gives the same bytes.
+
+    Args:
+        model: the codec.
+        audio: (channels, T) at the model's rate, in [-1, 1].
+        bandwidth: kbps, one of the model's; its smallest by default.
+        lm: language model, with its integer form, that codes what gets shorter by it (paper 3.3).
+        **options: as of `compress_to_file`: `num_quantizers`, `model_name`, `lm_name`, `segment_seconds`, `version`.
+
+    Returns:
+        What `compress_to_file` writes.
+
+    Raises:
+        ValueError: for audio, bandwidth or language model that do not fit the model.
+
+    Examples:
+        >>> import torch
+        >>> from modeling_encodec import EncodecLM, EncodecModel, bundled_checkpoint, bundled_lm_checkpoint
+        >>> from modeling_encodec import compress, decompress
+        >>> model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+        >>> audio = 0.1 * torch.randn(1, 24000)  # a second
+        >>> data = compress(model, audio, bandwidth=6.0)
+        >>> len(data)  # 750 bytes of codes; a header, checksums and the end
+        868
+        >>> decoded, rate = decompress(data, model)
+        >>> decoded.shape, rate
+        (torch.Size([1, 24000]), 24000)
+        >>> lm = EncodecLM.from_pretrained(bundled_lm_checkpoint()).eval()
+        >>> len(compress(model, torch.zeros(1, 24000), 6.0, lm)) < 500
+        True
+    """
     file = io.BytesIO()
     compress_to_file(model, audio, file, bandwidth, lm, **options)
     return file.getvalue()
@@ -56,16 +86,29 @@ def compress_to_file(
     """Write one clip as `.ecdc`. The same audio gives the same bytes.
 
     Args:
+        model: the codec.
         audio: (channels, T) at the model's rate, in [-1, 1].
         file: binary, open for writing; it need not be seekable.
-        bandwidth: kbps, the model's smallest by default; or `num_quantizers`.
+        bandwidth: kbps, one of the model's; its smallest by default.
         lm: language model, with its integer form, that codes what gets shorter by it (paper 3.3).
-        model_name, lm_name: what the file calls them: by default, the folders or Hub ids they were loaded from.
-        segment_seconds: each segment is checked and decoded by itself; what damage costs at least.
+        num_quantizers: codebooks, instead of `bandwidth`.
+        model_name: what the file calls the model; by default, the folder or Hub id it was loaded from.
+        lm_name: what the file calls the language model, in the same way.
+        segment_seconds: each segment is checked and decoded by itself; what damage costs at least. Version 1 only.
         version: 1, or 0 for the file of the `encodec` package (its language model is then used in floats).
 
     Raises:
         ValueError: for audio, bandwidth or language model that do not fit the model.
+
+    Examples:
+        >>> import torch
+        >>> from modeling_encodec import EncodecModel, bundled_checkpoint, compress_to_file, decompress_from_file
+        >>> model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+        >>> with open("clip.ecdc", "wb") as file:
+        ...     compress_to_file(model, torch.zeros(1, 36000), file, num_quantizers=3)
+        >>> with open("clip.ecdc", "rb") as file:  # the file names its model
+        ...     decompress_from_file(file)[0].shape
+        torch.Size([1, 36000])
     """
     if not isinstance(audio, (torch.Tensor, np.ndarray)) or audio.ndim != 2:
         given = f"has shape {tuple(audio.shape)}" if hasattr(audio, "shape") else f"is a {type(audio).__name__}"
@@ -106,9 +149,29 @@ def compress_blocks(
     segment_seconds: float = SEGMENT_SECONDS,
     audio_length: int | None = None,
 ) -> None:
-    """`compress_to_file` of a clip that comes in blocks (channels, T), in memory that does not grow with it.
+    """`compress_to_file` of a clip that comes in blocks, in memory that does not grow with it.
 
     Where the file can be sought in, or `audio_length` is given, the same audio gives the same bytes in any blocks.
+
+    Args:
+        model: the codec.
+        blocks: audio (channels, T) at the model's rate, piece by piece.
+        file: binary, open for writing; it need not be seekable.
+        bandwidth: kbps, one of the model's; its smallest by default.
+        lm: as of `compress_to_file`; so are `num_quantizers`, `model_name`, `lm_name` and `segment_seconds`.
+        audio_length: samples of the whole clip, if known.
+
+    Raises:
+        ValueError: for blocks, bandwidth or language model that do not fit the model.
+
+    Examples:
+        >>> import io, torch
+        >>> from modeling_encodec import EncodecModel, bundled_checkpoint, compress, compress_blocks
+        >>> model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+        >>> audio, file = 0.1 * torch.randn(1, 24000), io.BytesIO()
+        >>> compress_blocks(model, audio.split(7000, dim=1), file, 3.0)
+        >>> file.getvalue() == compress(model, audio, 3.0)
+        True
     """
     num_quantizers = model.resolve_quantizers(bandwidth, num_quantizers)
     writer = EcdcWriter(
@@ -142,14 +205,65 @@ def compress_blocks(
 def decompress(
     data: bytes, model: EncodecModel | None = None, lm: EncodecLM | None = None, **options
 ) -> tuple[torch.Tensor, int]:
-    """Audio (channels, T) and its sampling rate of `.ecdc` bytes; see `decompress_from_file`."""
+    """Audio of the bytes of an `.ecdc` file of either version.
+
+    Args:
+        data: the file's bytes.
+        model: the codec; by default the one that the file names.
+        lm: the language model, if the file is coded with one; by default the one that it names.
+        **options: as of `decompress_blocks`: `strict`, `conceal`, `other_decoder`, `on_damage`.
+
+    Returns:
+        The audio (channels, T), float32 on the model's device, and its sampling rate in Hz.
+
+    Raises:
+        EcdcError: a `ValueError`: for damage, or models the file was not made with, as of `decompress_blocks`.
+        ValueError: if the file names a model that is not known.
+
+    Examples:
+        >>> import torch
+        >>> from modeling_encodec import EncodecModel, bundled_checkpoint, compress, decompress
+        >>> model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+        >>> audio = 0.1 * torch.randn(1, 24000)
+        >>> decoded, rate = decompress(compress(model, audio, 3.0))
+        >>> with torch.no_grad():
+        ...     torch.equal(decoded, model(audio[None], bandwidth=3.0).audio_values[0])
+        True
+        >>> decompress(b"no audio")
+        Traceback (most recent call last):
+        ...
+        modeling_encodec.bitstream.ecdc.EcdcError: ...
+    """
     return decompress_from_file(io.BytesIO(data), model, lm, **options)
 
 
 def decompress_from_file(
     file: BinaryIO, model: EncodecModel | None = None, lm: EncodecLM | None = None, **options
 ) -> tuple[torch.Tensor, int]:
-    """Audio (channels, T) and its sampling rate of one `.ecdc` file; see `decompress_blocks`."""
+    """Audio of one `.ecdc` file of either version.
+
+    Args:
+        file: binary, open for reading; it need not be seekable.
+        model: the codec; by default the one that the file names.
+        lm: the language model, if the file is coded with one; by default the one that it names.
+        **options: as of `decompress_blocks`: `strict`, `conceal`, `other_decoder`, `on_damage`.
+
+    Returns:
+        The audio (channels, T), float32 on the model's device, and its sampling rate in Hz.
+
+    Raises:
+        EcdcError: a `ValueError`: for damage, or models the file was not made with, as of `decompress_blocks`.
+        ValueError: if the file names a model that is not known.
+
+    Examples:
+        >>> import io, torch
+        >>> from modeling_encodec import EncodecModel, bundled_checkpoint, compress, decompress_from_file
+        >>> model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+        >>> file = io.BytesIO(compress(model, torch.zeros(1, 30000)))
+        >>> audio, rate = decompress_from_file(file, model, strict=True)
+        >>> audio.shape, rate
+        (torch.Size([1, 30000]), 24000)
+    """
     blocks, rate = decompress_blocks(file, model, lm, **options)
     return torch.cat(list(blocks), dim=1), rate
 
@@ -164,40 +278,105 @@ def decompress_blocks(
     other_decoder: bool = False,
     on_damage: Callable[[Damage], None] | None = None,
 ) -> tuple[Iterator[torch.Tensor], int]:
-    """Decode one `.ecdc` file of either version: blocks of audio (channels, T), and their sampling rate.
+    """Decode one `.ecdc` file of either version block by block.
 
     The file is read, and its damage told, before the first block; of its signal only the codes are then in memory.
 
     Args:
         file: binary, open for reading; it need not be seekable.
-        model, lm: what to decode with, whatever they are called in the file; by default those that the file names.
-        strict: damage is an error. Otherwise undamaged segments are decoded and the others concealed.
+        model: what to decode with, whatever it is called in the file; by default the one that the file names.
+        lm: the language model, in the same way.
+        strict: damage is an error. Otherwise undamaged segments are decoded and the others concealed. Files of
+            version 0 have no checksums, and their damage is always an error.
         conceal: damaged segments become silence, or the segment before them again.
         other_decoder: take a model with the file's codebooks and another decoder: trained on, or in half precision.
         on_damage: gets each damaged range; by default a line of the log says it.
 
+    Returns:
+        Blocks of audio (channels, T), and their sampling rate in Hz.
+
     Raises:
         EcdcError: if the header is damaged, nothing can be read, or anything is damaged and `strict` is set; if model
-            or language model are others than the file was made with.
-        ValueError: if the file names a model that is not known.
+            or language model are others than the file was made with. It is a `ValueError`.
+        ValueError: if the file names a model that is not known, or for another `conceal`.
+
+    Examples:
+        >>> import io, torch
+        >>> from modeling_encodec import EncodecModel, bundled_checkpoint, compress, decompress_blocks
+        >>> model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+        >>> data = bytearray(compress(model, torch.zeros(1, 48000), 6.0, segment_seconds=1.0))
+        >>> data[-100] ^= 255  # in the second segment
+        >>> damages = []
+        >>> blocks, rate = decompress_blocks(io.BytesIO(data), model, on_damage=damages.append)
+        >>> sum(block.shape[1] for block in blocks), rate
+        (48000, 24000)
+        >>> damages[0].describe(rate)
+        'segment 1 (1.00 s to 2.00 s): ...'
     """
     check_way(conceal)
+    model, joined = _read(file, model, lm, strict, other_decoder, on_damage)
+    return _decoded(model, joined, conceal == "silence"), model.config.sampling_rate
+
+
+def read_codes(
+    file: BinaryIO,
+    model: EncodecModel | None = None,
+    lm: EncodecLM | None = None,
+    *,
+    strict: bool = False,
+    other_decoder: bool = False,
+    on_damage: Callable[[Damage], None] | None = None,
+) -> np.ndarray:
+    """The codes of one `.ecdc` file of either version; chunks of a 48 kHz model follow one another.
+
+    Args:
+        file: binary, open for reading; it need not be seekable.
+        model: as of `decompress_blocks`; so are `lm`, `strict`, `other_decoder` and `on_damage`.
+
+    Returns:
+        int32 (codebooks, frames), -1 where the file is damaged.
+
+    Raises:
+        EcdcError: as of `decompress_blocks`.
+        ValueError: if the file names a model that is not known.
+
+    Examples:
+        >>> import io, torch
+        >>> from modeling_encodec import EncodecModel, bundled_checkpoint, compress, read_codes
+        >>> model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+        >>> audio = 0.1 * torch.randn(1, 24000)
+        >>> codes = read_codes(io.BytesIO(compress(model, audio, 1.5)))
+        >>> codes.shape
+        (2, 75)
+        >>> bool((codes == model.encode(audio[None], bandwidth=1.5).audio_codes[0, 0].numpy()).all())
+        True
+    """
+    model, joined = _read(file, model, lm, strict, other_decoder, on_damage)
+    pieces = [np.full(codes.shape, -1) if gone else codes for gone, (codes, _) in zip(joined.missing, joined.pieces)]
+    return np.concatenate(pieces, axis=1).astype(np.int32)
+
+
+def _read(file, model, lm, strict, other_decoder, on_damage) -> tuple[EncodecModel, JoinedCodes]:
+    """A file's codes, and the model that they are of."""
     header, file = read_any_header(file)
     if model is None:
         model = EncodecModel.from_pretrained(checkpoint_for(header.model_name)).eval()
     if isinstance(header, EcdcHeader):
-        joined = JoinedCodes(read_original(file, header, model, lm), [], header.audio_length)
-    else:
-        if lm is None and header.lm_name is not None:
-            lm = EncodecLM.from_pretrained(lm_checkpoint_for(header.lm_name)).eval()
-        items = EcdcReader(file, header).read(model, lm, together=MOST_ROWS, other_decoder=other_decoder)
-        report = on_damage or functools.partial(_log_damage, sampling_rate=header.sampling_rate)
-        joined = join_segments(items, header, model.config, strict=strict, on_damage=report)
-    return _decoded(model, joined, conceal == "silence"), model.config.sampling_rate
+        pieces = read_original(file, header, model, lm)
+        return model, JoinedCodes(pieces, [False] * len(pieces), [], header.audio_length)
+    if lm is None and header.lm_name is not None:
+        lm = EncodecLM.from_pretrained(lm_checkpoint_for(header.lm_name)).eval()
+    items = EcdcReader(file, header).read(model, lm, together=MOST_ROWS, other_decoder=other_decoder)
+    report = on_damage or functools.partial(_log_damage, sampling_rate=header.sampling_rate)
+    return model, join_segments(items, header, model.config, strict=strict, on_damage=report)
 
 
 def read_any_header(file: BinaryIO) -> tuple[EcdcHeader | Header, BinaryIO]:
-    """The header of either version, and the file, standing after it."""
+    """The header of either version, and the file, standing after it.
+
+    Raises:
+        EcdcError: if it is no `.ecdc` file, of another version, or the header is damaged.
+    """
     start = read_exactly(file, len(MAGIC) + 1, "header")
     again = _Prepended(start, file)
     return (read_header if start[-1] == VERSION else read_original_header)(again), again

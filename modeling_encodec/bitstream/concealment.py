@@ -21,10 +21,11 @@ FADE_SECONDS = 0.005
 
 @dataclass(frozen=True)
 class JoinedCodes:
-    """A whole signal's codes (K, F) in pieces, each a chunk of a model with chunks, with their scales; the spans that
-    are not its own, in samples."""
+    """A whole signal's codes (K, F) in pieces, each a chunk of a model with chunks, with their scales; which of them,
+    and which spans in samples, are not its own."""
 
     pieces: list[tuple[np.ndarray, float | None]]
+    missing: list[bool]
     concealed: list[tuple[int, int]]
     audio_length: int
 
@@ -111,7 +112,7 @@ def silence(block: torch.Tensor, start: int, concealed: list[tuple[int, int]], s
 
 
 def _join(found: dict[int, DecodedSegment], header: Header, config: EncodecConfig, length: int) -> JoinedCodes:
-    pieces, concealed = [], []
+    pieces, missing, concealed = [], [], []
     for index in range(header.segments_in(length)):
         frames = segment_frames(config, header, index, length)
         segment = found.get(index)
@@ -122,7 +123,8 @@ def _join(found: dict[int, DecodedSegment], header: Header, config: EncodecConfi
             segment = DecodedSegment(index, codes, tuple(np.resize(near.scales, len(frames))) if near.scales else ())
         chunks = np.split(segment.codes, np.cumsum(frames)[:-1], axis=1)
         pieces += zip(chunks, segment.scales or [None] * len(chunks))
-    return JoinedCodes(pieces, concealed, length)
+        missing += [index not in found] * len(chunks)
+    return JoinedCodes(pieces, missing, concealed, length)
 
 
 def _span(header: Header, index: int, length: int) -> tuple[int, int]:

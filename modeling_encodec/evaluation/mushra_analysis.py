@@ -18,7 +18,7 @@ from modeling_encodec.atomic import atomic_path
 from modeling_encodec.evaluation.intervals import mean_interval
 from modeling_encodec.evaluation.mushra_key import ANNOTATIONS, LOW_ANCHOR, REFERENCE, MushraKey, read_key
 from modeling_encodec.evaluation.mushra_results import Rating, read_ratings
-from modeling_encodec.evaluation.plots import as_label, new_figure
+from modeling_encodec.plots import as_label, new_figure, save_figure
 
 
 REFERENCE_BELOW, REFERENCE_SHARE = 90, 0.2
@@ -212,8 +212,7 @@ def save_mushra(report: dict, folder: str | os.PathLike) -> list[Path]:
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize="small")
     folder = Path(folder)
-    with atomic_path(folder / "mushra.png") as temporary:
-        figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
+    save_figure(figure, folder / "mushra.png")
     with atomic_path(folder / "mushra.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return [folder / "mushra.json", folder / "mushra.png"]

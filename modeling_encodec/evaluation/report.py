@@ -43,10 +43,9 @@ def write_report(evaluation: Evaluation, folder: Path) -> dict:
     _write_text(folder / "results.md", table(results) + "\n")
     _write_rows(folder, _rows_of_clips(evaluation, done))
     try:
-        from modeling_encodec.evaluation.plots import save_rate_distortion
+        from modeling_encodec.plots import plot_rate_distortion, save_figure
 
-        with atomic_path(folder / "evaluation.png") as temporary:
-            save_rate_distortion(results, temporary)
+        save_figure(plot_rate_distortion(results), folder / "evaluation.png")
     except ImportError as error:
         logger.warning("no picture: %s", error)
     return results

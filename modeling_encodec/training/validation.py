@@ -83,10 +83,9 @@ def decode_clips(model: EncodecModel, clips: dict[str, torch.Tensor], folder: Pa
         for name, version in versions.items():
             write_audio(folder / f"{clip} {name}.wav".replace(" ", "_"), version, rate)
     try:
-        from modeling_encodec.evaluation.plots import save_spectrograms
+        from modeling_encodec.plots import plot_audio, save_figure
 
-        mono = {clip: {name: audio.mean(0) for name, audio in versions.items()} for clip, versions in rows.items()}
-        save_spectrograms(mono, rate, folder / "spectrograms.png")
+        save_figure(plot_audio(rows, rate), folder / "spectrograms.png")
     except ImportError as error:
         logger.warning("no spectrograms: %s", error)
     return rows
