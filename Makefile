@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all lint cards bench bench-streaming bench-memory bench-lm bench-training bench-tokenize clean
+.PHONY: demo test test-all lint docs cards notebooks screenshot bench bench-streaming bench-memory bench-lm bench-training bench-tokenize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/modeling-encodec demo --out demo_output --force
@@ -18,6 +18,10 @@ test-all: $(VENV)/.dev lint
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file model_cards/docs/mkdocs.yml
+	@echo "the site is in build/docs: open build/docs/index.html"
 
 cards: $(VENV)/.dev
 	$(BIN)/python -m modeling_encodec.conversion.model_card model_cards/

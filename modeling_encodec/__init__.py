@@ -19,7 +19,7 @@ _MODULES = {
     "EncodecProcessor": "modeling_encodec.processors.processing_encodec",
     "LMTrainer": "modeling_encodec.training.lm_trainer",
     "LMTrainingConfig": "modeling_encodec.training.lm_configuration",
-    "StreamState": "modeling_encodec.streaming",
+    "StreamState": "modeling_encodec.stream_steps",
     "StreamingDecoder": "modeling_encodec.streaming",
     "StreamingEncoder": "modeling_encodec.streaming",
     "TrainingConfig": "modeling_encodec.training.configuration",

@@ -1,6 +1,5 @@
-"""The wheel, installed where nothing else of the project is, runs the README's lines; the README is true."""
+"""The wheel, installed where nothing else of the project is, runs what README and guide say in Python."""
 
-import re
 import shutil
 import subprocess
 import sys
@@ -9,10 +8,7 @@ import venv
 from pathlib import Path
 
 import pytest
-
-
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+from written_pages import ROOT, blocks
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +38,10 @@ def installed_python(tmp_path_factory) -> Path:
     return python
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-
-
-@pytest.mark.parametrize("index", range(len(python_blocks())))
-def test_readme_code_runs_from_the_installed_wheel(index, installed_python, tmp_path):
+@pytest.mark.parametrize("place", blocks("python"))
+def test_written_code_runs_from_the_installed_wheel(place, installed_python, tmp_path):
     check = f"import modeling_encodec; assert {str(ROOT)!r} not in modeling_encodec.__file__\n"
-    code = check + python_blocks()[index]
+    code = check + blocks("python")[place]
     done = subprocess.run([installed_python, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr, done.stderr
@@ -73,28 +65,3 @@ def test_only_one_name_is_installed(installed_python):
     site = next((installed_python.parents[1] / "lib").glob("python*/site-packages"))
     names = {path.name for path in site.iterdir() if not path.name.endswith((".dist-info", ".pth"))}
     assert names - {"__pycache__", "bin"} == {"modeling_encodec"}
-
-
-def test_readme_names_every_source_file():
-    tree = README.split("## Files")[1].split("##")[0]
-    for folder in ("modeling_encodec", "processors", "conversion"):
-        for path in (ROOT / folder).iterdir():
-            if path.name.startswith("__") and path.name not in ("__init__.py", "__main__.py"):
-                continue
-            if path.name == "__init__.py" and folder != "modeling_encodec":
-                continue
-            assert path.name in tree, f"{folder}/{path.name} is missing from the README's file tree"
-
-
-def test_readme_commands_exist():
-    from typer.main import get_command
-
-    from modeling_encodec.cli import app
-
-    used = set(re.findall(r"modeling-encodec ([\w-]+)", README))
-    assert used == set(get_command(app).commands)
-
-
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
