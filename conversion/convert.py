@@ -64,12 +64,12 @@ NO_PEER = "encodec package: not compared, it or the torchaudio it needs is not i
 
 @dataclass
 class Report:
-    """What was done, as lines of a name and a text."""
+    """What was done, as `lines` of a name and a text."""
 
     lines: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, name: str, text: str) -> None:
-        """One more line."""
+        """One more line, of a `name` and a `text`."""
         self.lines.append((name, text))
 
 
@@ -97,11 +97,26 @@ def convert_checkpoint(
         codec: the codec of the language model, for `calibrate`.
         force: replace a target that exists.
 
+    Returns:
+        A `Report`, whose `lines` say what was read, found out, compared and written.
+
     Raises:
         FileNotFoundError: if there is no such source.
         FileExistsError: if the target exists and may not be replaced.
         ValueError: for a checkpoint that cannot be read, does not say enough, contradicts what was said, or computes
             something else than in other implementations.
+
+    Examples:
+        >>> from modeling_encodec import EncodecConfig, EncodecModel, convert_checkpoint
+        >>> config = EncodecConfig(num_filters=4, hidden_size=16, num_lstm_layers=1, codebook_size=64)
+        >>> EncodecModel(config).save_pretrained("small")
+        >>> report = convert_checkpoint("small", "small.th")  # of the original's form
+        >>> [text.split()[0] for name, text in report.lines if name == "written"]
+        ['small.th']
+        >>> convert_checkpoint("small", "small.th")
+        Traceback (most recent call last):
+        ...
+        FileExistsError: small.th exists; --force overwrites it
     """
     source, target = Path(source), Path(target)
     form = form_of(to, target)

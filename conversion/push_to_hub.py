@@ -74,7 +74,34 @@ def push_folder(
     evaluation: str | Path | None = None,
     message: str | None = None,
 ) -> Pushed:
-    """Stage a model folder, check it, and upload it; arguments and errors as of `staged` and `upload`."""
+    """Stage a model folder, check it, and upload it in one commit.
+
+    Args:
+        folder: a codec or a language model as this project or Transformers saves it, with a card or without.
+        repository: OWNER/NAME, made if it is not there.
+        private: whether a new repository is (otherwise public, or as its owner chose for new ones).
+        revision: the branch, made if it is not there; `main` by default.
+        evaluation: JSON of `modeling-encodec evaluate`, from which a card is written.
+        message: of the commit.
+
+    Returns:
+        The commit's page, and whether it is a new commit.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no model in it.
+        ValueError: for a repository's name that does not do, a model that does not load alike from what is sent, or a
+            card that is refused.
+        PermissionError: without token, or if the Hub rejects it or does not let it write there.
+        ConnectionError: if the Hub is not reached.
+        RuntimeError: for an error of the Hub's.
+
+    Examples:
+        >>> from modeling_encodec import bundled_checkpoint, push_folder
+        >>> push_folder(bundled_checkpoint(), "my-codec")
+        Traceback (most recent call last):
+        ...
+        ValueError: repository is 'my-codec', allowed: OWNER/NAME
+    """
     check_repository(repository)
     hub_token()
     with staged(folder, repository, evaluation=evaluation) as staging:
@@ -182,7 +209,7 @@ def load_strictly(kind: type, folder: Path, named: Path | None = None):
 
 
 def readable_size(size: int) -> str:
-    """Bytes as people write them: 812 B, 16.3 MB."""
+    """`size` bytes as people write them: 812 B, 16.3 MB."""
     if size < 1000:
         return f"{size} B"
     power = next((power for power in (1, 2, 3) if size < 999.95 * 1000**power), 4)
@@ -305,8 +332,9 @@ def upload(
 
     Raises:
         ValueError: for a card that the Hub refuses, and as `make_repository`.
-        PermissionError, ConnectionError, RuntimeError: as `make_repository`; those of the commit say what has become
-            of the repository.
+        PermissionError: as `make_repository`; one of the commit says what has become of the repository.
+        ConnectionError: in the same way.
+        RuntimeError: in the same way.
     """
     check_repository(repository)
     token, branch = hub_token(), revision or MAIN

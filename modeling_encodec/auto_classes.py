@@ -16,6 +16,17 @@ def register_auto_classes() -> None:
     `AutoProcessor` returns `EncodecProcessor` where one was saved.
 
     That holds for models with an EnCodec inside (MusicGen) too, which is why importing the package does not do it.
+
+    Examples:
+        >>> import subprocess, sys
+        >>> code = (  # for a process of its own, since it cannot be undone
+        ...     "from transformers import AutoModel\\n"
+        ...     "from modeling_encodec import bundled_checkpoint, register_auto_classes\\n"
+        ...     "register_auto_classes()\\n"
+        ...     "print(type(AutoModel.from_pretrained(bundled_checkpoint())))"
+        ... )
+        >>> print(subprocess.run([sys.executable, "-c", code], stdout=-1, stderr=-3, text=True, check=True).stdout)
+        <class 'modeling_encodec.modeling_encodec.EncodecModel'>
     """
     AutoConfig.register("encodec_lm", EncodecLMConfig, exist_ok=True)
     AutoModel.register(EncodecLMConfig, EncodecLM, exist_ok=True)

@@ -5,7 +5,7 @@ import torch
 
 
 def group_by_length(lengths: list[int], most: int) -> list[list[int]]:
-    """Indices of similar lengths together, at most `most` samples a group, padding counted."""
+    """Indices of similar `lengths` together, at most `most` samples a group, padding counted."""
     groups = []
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         if groups and (len(groups[-1]) + 1) * lengths[index] <= most:
@@ -16,7 +16,7 @@ def group_by_length(lengths: list[int], most: int) -> list[list[int]]:
 
 
 def as_tensor(name: str, value) -> torch.Tensor:
-    """`value`, a tensor or what makes one; anything else is refused under its `name`."""
+    """`value`, a tensor or what makes one; anything else is a ValueError under its `name`."""
     try:
         return value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
@@ -24,7 +24,7 @@ def as_tensor(name: str, value) -> torch.Tensor:
 
 
 def whole_numbers(name: str, value) -> list[int]:
-    """One whole number a row, as a list."""
+    """`value`, one whole number a row, as a list; anything else is a ValueError under its `name`."""
     numbers = as_tensor(name, value)
     if numbers.dim() != 1 or numbers.is_floating_point():
         raise ValueError(f"{name} are {value}, allowed: one whole number a row")
@@ -32,8 +32,12 @@ def whole_numbers(name: str, value) -> list[int]:
 
 
 def row_lengths(mask: torch.Tensor | None, shape: tuple) -> list[int]:
-    """Samples of each row of audio of `shape` (B, channels, T) under its padding mask: all T where it is padded on the
-    left, with silence that the row begins with (see `silence_left_padding`)."""
+    """Samples of each row of audio of `shape` (B, channels, T) under its padding `mask`, (B, T) or (B, channels, T);
+    all T where it is padded on the left, with silence that the row begins with (see `silence_left_padding`).
+
+    Raises:
+        ValueError: for a mask of another shape, with zeros on both sides or between ones, or of nothing but zeros.
+    """
     batch, _, samples = shape
     if mask is None:
         return [samples] * batch

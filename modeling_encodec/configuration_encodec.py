@@ -19,35 +19,48 @@ PAD_MODES = ("reflect", "constant", "replicate")
 
 @strict
 class EncodecConfig(PreTrainedConfig):
-    r"""Configuration of [`EncodecModel`]. The defaults are the 24 kHz mono model of the paper.
+    r"""Configuration of `EncodecModel`, given by name. The defaults are the 24 kHz mono model of the paper (3.1).
 
-    Args:
-        target_bandwidths (`list[float]`): bandwidths in kbps the model is trained for, ascending. The largest one sets
+    Attributes:
+        target_bandwidths (list[float]): bandwidths in kbps the model is trained for, ascending. The largest one sets
             how many codebooks the model has.
-        sampling_rate (`int`): in Hz.
-        audio_channels (`int`): 1 for mono, 2 for stereo.
-        normalize (`bool`): divide each chunk by its loudness before encoding; the scale travels with the codes.
-        chunk_length_s (`float`, *optional*): length in seconds of independently coded chunks; `None` codes the whole
+        sampling_rate (int): in Hz.
+        audio_channels (int): 1 for mono, 2 for stereo.
+        normalize (bool): divide each chunk by its loudness before encoding; the scale travels with the codes.
+        chunk_length_s (float, optional): length in seconds of independently coded chunks; `None` codes the whole
             signal at once.
-        overlap (`float`, *optional*): overlap of consecutive chunks, a fraction of the chunk in [0, 1).
-        hidden_size (`int`): width of the latent between encoder and quantiser.
-        num_filters (`int`): width of the first convolution; doubled by every downsampling.
-        num_residual_layers (`int`): residual units per downsampling.
-        upsampling_ratios (`list[int]`): strides in the decoder's order; the encoder uses them reversed.
-        norm_type (`str`): `"weight_norm"` or `"time_group_norm"` (one group, statistics over channels and time).
-        kernel_size, last_kernel_size, residual_kernel_size (`int`): convolution kernels.
-        dilation_growth_rate (`int`): dilation of the j-th residual unit is this to the power j.
-        use_causal_conv (`bool`): pad on the left only.
-        pad_mode (`str`): `"reflect"`, `"constant"` (zeros) or `"replicate"`.
-        compress (`int`): residual units narrow to `dim // compress`.
-        num_lstm_layers (`int`): LSTM layers in encoder and in decoder.
-        trim_right_ratio (`float`): share of a causal transposed convolution's excess that is cut on the right.
-        codebook_size (`int`): entries per codebook; need not be a power of two.
-        codebook_dim (`int`, *optional*): width of the codebook vectors, `hidden_size` by default and in every model.
-        use_conv_shortcut (`bool`): 1x1 convolution instead of the identity round a residual unit.
+        overlap (float, optional): overlap of consecutive chunks, a fraction of the chunk in [0, 1).
+        hidden_size (int): width of the latent between encoder and quantiser.
+        num_filters (int): width of the first convolution; doubled by every downsampling.
+        num_residual_layers (int): residual units per downsampling.
+        upsampling_ratios (list[int]): strides in the decoder's order; the encoder uses them reversed.
+        norm_type (str): `"weight_norm"` or `"time_group_norm"` (one group, statistics over channels and time).
+        kernel_size (int): kernel of the first convolution.
+        last_kernel_size (int): kernel of the last convolution.
+        residual_kernel_size (int): kernel of the residual units.
+        dilation_growth_rate (int): dilation of the j-th residual unit is this to the power j.
+        use_causal_conv (bool): pad on the left only.
+        pad_mode (str): `"reflect"`, `"constant"` (zeros) or `"replicate"`.
+        compress (int): residual units narrow to `dim // compress`.
+        num_lstm_layers (int): LSTM layers in encoder and in decoder.
+        trim_right_ratio (float): share of a causal transposed convolution's excess that is cut on the right.
+        codebook_size (int): entries per codebook; need not be a power of two.
+        codebook_dim (int, optional): width of the codebook vectors, `hidden_size` by default and in every model.
+        use_conv_shortcut (bool): 1x1 convolution instead of the identity round a residual unit.
 
     Raises:
         ValueError: for any value that cannot make a working model, with the value and what is allowed.
+        StrictDataclassFieldValidationError: of `huggingface_hub`, for a value of another type.
+
+    Examples:
+        >>> from modeling_encodec import EncodecConfig
+        >>> config = EncodecConfig(num_filters=16, target_bandwidths=[1.5, 3.0])
+        >>> config.hop_length, config.frame_rate, config.num_quantizers
+        (320, 75, 4)
+        >>> EncodecConfig(audio_channels=3)
+        Traceback (most recent call last):
+        ...
+        ValueError: audio_channels is 3, allowed: 1 or 2
     """
 
     model_type = "encodec"
@@ -88,12 +101,15 @@ class EncodecConfig(PreTrainedConfig):
 
     @classmethod
     def preset_24khz(cls, **overrides) -> "EncodecConfig":
-        """24 kHz mono, causal, weight norm, 1.5 to 24 kbps (facebook/encodec_24khz)."""
+        """24 kHz mono, causal, weight norm, 1.5 to 24 kbps (facebook/encodec_24khz). `overrides`: other attributes."""
         return cls(**overrides)
 
     @classmethod
     def preset_48khz(cls, **overrides) -> "EncodecConfig":
-        """48 kHz stereo in 1 s chunks with 10 ms overlap, GroupNorm, 3 to 24 kbps (facebook/encodec_48khz)."""
+        """48 kHz stereo in 1 s chunks with 10 ms overlap, GroupNorm, 3 to 24 kbps (facebook/encodec_48khz).
+
+        `overrides`: other attributes.
+        """
         preset = {
             "target_bandwidths": [3.0, 6.0, 12.0, 24.0],
             "sampling_rate": 48_000,
@@ -108,7 +124,10 @@ class EncodecConfig(PreTrainedConfig):
 
     @classmethod
     def preset_32khz(cls, **overrides) -> "EncodecConfig":
-        """MusicGen's codec: 32 kHz mono, non-causal, 4 codebooks of 2048 at 50 Hz (facebook/encodec_32khz)."""
+        """MusicGen's codec: 32 kHz mono, non-causal, 4 codebooks of 2048 at 50 Hz (facebook/encodec_32khz).
+
+        `overrides`: other attributes.
+        """
         preset = {
             "target_bandwidths": [2.2],
             "sampling_rate": 32_000,
@@ -129,7 +148,7 @@ class EncodecConfig(PreTrainedConfig):
 
     @property
     def chunk_stride(self) -> int | None:
-        """Samples from one chunk's start to the next one's."""
+        """Samples from one chunk's start to the next one's, `None` without chunks."""
         if self.chunk_length_s is None or self.overlap is None:
             return None
         return max(1, int((1.0 - self.overlap) * self.chunk_length))
@@ -168,8 +187,8 @@ class EncodecConfig(PreTrainedConfig):
         return -(-samples // self.hop_length)
 
     def chunk_spans(self, samples: int) -> Iterator[tuple[int, int]]:
-        """(start, stop) of each chunk of a signal: one every stride as long as there is audio, the last ones cut at
-        its end. Given out one by one: a length read from a damaged file may be anything."""
+        """(start, stop) of each chunk of a signal of so many `samples`: one every stride as long as there is audio,
+        the last ones cut at its end. Given out one by one: a length read from a damaged file may be anything."""
         chunk, stride = self.chunk_length or samples, self.chunk_stride or samples
         for start in range(0, samples, stride):
             yield start, min(start + chunk, samples)
@@ -248,27 +267,34 @@ class EncodecConfig(PreTrainedConfig):
 
 @strict
 class EncodecLMConfig(PreTrainedConfig):
-    r"""Configuration of [`EncodecLM`], the Transformer over codes that entropy coding takes its probabilities from
-    (paper section 3.3). The defaults are the released 24 kHz language model.
+    r"""Configuration of `EncodecLM`, the Transformer over codes that entropy coding takes its probabilities from
+    (paper section 3.3), given by name. The defaults are the released 24 kHz language model.
 
-    Args:
-        codebook_size (`int`): entries per codebook of the codec.
-        num_codebooks (`int`): codebooks of a frame, at most; fewer may be coded.
-        hidden_size (`int`): width of the Transformer.
-        num_hidden_layers (`int`): Transformer layers.
-        num_attention_heads (`int`): heads per layer.
-        intermediate_size (`int`): width inside the feed-forward parts.
-        context_seconds (`float`): how far back attention sees.
-        frame_rate (`int`): frames per second of the codec.
-        max_positions (`int`): positions that training draws from; later frames begin again at the first.
-        zero_past_key (`bool`): attend to one all-zero vector before the first frame, as the released models do; new
+    Attributes:
+        codebook_size (int): entries per codebook of the codec.
+        num_codebooks (int): codebooks of a frame, at most; fewer may be coded.
+        hidden_size (int): width of the Transformer.
+        num_hidden_layers (int): Transformer layers.
+        num_attention_heads (int): heads per layer.
+        intermediate_size (int): width inside the feed-forward parts.
+        context_seconds (float): how far back attention sees.
+        frame_rate (int): frames per second of the codec.
+        max_positions (int): positions that training draws from; later frames begin again at the first.
+        zero_past_key (bool): attend to one all-zero vector before the first frame, as the released models do; new
             models need not.
-        codec_fingerprint (`str`, *optional*): of the codebooks whose codes the model was trained on.
-        has_integer_form (`bool`): the checkpoint holds the integer form, which alone may feed a range coder.
-        has_float_form (`bool`): the checkpoint holds the float weights, which training and `forward` need.
+        codec_fingerprint (str, optional): of the codebooks whose codes the model was trained on.
+        has_integer_form (bool): the checkpoint holds the integer form, which alone may feed a range coder.
+        has_float_form (bool): the checkpoint holds the float weights, which training and `forward` need.
 
     Raises:
         ValueError: for any value that cannot make a working model, with the value and what is allowed.
+        StrictDataclassFieldValidationError: of `huggingface_hub`, for a value of another type.
+
+    Examples:
+        >>> from modeling_encodec import EncodecConfig, EncodecLMConfig
+        >>> config = EncodecLMConfig.for_codec(EncodecConfig.preset_48khz())
+        >>> config.num_codebooks, config.frame_rate, config.context_frames
+        (16, 150, 525)
     """
 
     model_type = "encodec_lm"
@@ -319,7 +345,7 @@ class EncodecLMConfig(PreTrainedConfig):
 
     @classmethod
     def for_codec(cls, codec: EncodecConfig, **overrides) -> "EncodecLMConfig":
-        """The paper's size for the codes of `codec`, without the released models' zero key."""
+        """The paper's size for the codes of `codec`, without the released models' zero key. `overrides`: others."""
         own = {
             "codebook_size": codec.codebook_size,
             "num_codebooks": codec.num_quantizers,

@@ -51,9 +51,12 @@ class OnnxHop:
     state after. It takes less than half of PyTorch's time, which goes into calls and products of one row."""
 
     def __init__(self, path: str | Path, kind: str, model: EncodecModel, num_quantizers: int | None = None):
-        """Raises:
-        ImportError: if `onnxruntime` is missing.
-        ValueError: if the file is not this model's step.
+        """The step at `path`, of `kind` "encoder" or "decoder", of this `model` and (of an encoder) `num_quantizers`.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ImportError: if `onnxruntime` is missing.
+            ValueError: if the file is not this model's step.
         """
         if importlib.util.find_spec("onnxruntime") is None:
             raise ImportError("ONNX steps need one more package: pip install onnxruntime")
@@ -72,7 +75,7 @@ class OnnxHop:
         self.names = [slot.name for slot in self.session.get_inputs()]
 
     def fits(self, x: Tensor) -> bool:
-        """Whether these are inputs that it was exported for: a decoder's codes of so many codebooks."""
+        """Whether `x` are inputs that it was exported for: a decoder's codes of so many codebooks."""
         return self.codebooks in (None, x.shape[1])
 
     def __call__(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -97,13 +100,17 @@ def _run(net, x: Tensor, state: tuple) -> tuple:
 def export_onnx(model: EncodecModel, folder: str | Path, num_quantizers: int | None = None) -> list[Path]:
     """Write `model` with `num_quantizers` codebooks (all by default) as ONNX files into `folder`; returns their paths.
 
-    A model with GroupNorm has no steps: its norm looks at the whole signal.
+    A model with GroupNorm has no steps: its norm looks at the whole signal. Files of these names are written over.
 
     Raises:
         ImportError: if `onnx` or `onnxscript` is missing.
+        ValueError: for a number of codebooks that the model does not have.
     """
     if not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise ImportError('ONNX needs two more packages: pip install "modeling-encodec[export]"')
+    count = model.config.num_quantizers
+    if num_quantizers is not None:
+        count = model.resolve_quantizers(None, num_quantizers)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     exact, model = model, copy.deepcopy(model).float().cpu().eval()
@@ -111,7 +118,6 @@ def export_onnx(model: EncodecModel, folder: str | Path, num_quantizers: int | N
         if isinstance(layer, FoldedConv):  # weight norm taken once, here (removing it would reach the original model)
             layer.weights = partial(_kept, layer.weights(torch.float32))
     config = model.config
-    count = num_quantizers or config.num_quantizers
     audio = torch.zeros(2, config.audio_channels, 3 * config.hop_length + 1)
     codes = torch.zeros(2, count, 3, dtype=torch.int64)
     encoder, decoder = Encoder(model, count).eval(), Decoder(model).eval()

@@ -354,6 +354,7 @@ class EncodecLSTM(Folding):
         return y.contiguous(memory_format=torch.channels_last), state
 
     def output_lengths(self, lengths):
+        """As the inputs' `lengths`."""
         return lengths
 
     def outputs(self, count: int) -> int:
@@ -392,6 +393,7 @@ class EncodecResnetBlock(nn.Module):
         return hidden, rest
 
     def output_lengths(self, lengths):
+        """As the inputs' `lengths`."""
         return lengths
 
     def outputs(self, count: int) -> int:

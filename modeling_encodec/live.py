@@ -40,7 +40,23 @@ def encode_live(
     lm_name: str | None = None,
     segment_seconds: float = LIVE_SEGMENT_SECONDS,
 ) -> None:
-    """Code the PCM that arrives at `source` until it ends; every full segment is written at once."""
+    """Code the PCM that arrives at `source` until it ends; every full segment is written at once.
+
+    Args:
+        model: the codec.
+        source: binary, open for reading: 16-bit PCM at the model's rate.
+        target: binary, open for writing.
+        num_quantizers: codebooks.
+        model_name: what the file calls the model.
+        mode: of the stream, see `streaming`.
+        lm: language model, with its integer form, that codes what gets shorter by it.
+        lm_name: what the file calls the language model.
+        segment_seconds: of a segment, which a receiver waits for.
+
+    Raises:
+        ValueError: if the stream holds no audio, or ends within a sample (what came before is then written); for a
+            model or language model that cannot be used so.
+    """
     encoder = StreamingEncoder(model, num_quantizers=num_quantizers, mode=mode)
     writer = EcdcWriter(
         target,
@@ -83,7 +99,16 @@ def decode_live(
 
     Args:
         open_model: gets the header and returns the models to decode with.
+        source: binary, open for reading: the `.ecdc`.
+        target: binary, open for writing: gets 16-bit PCM at the model's rate.
+        mode: of the stream, that of the encoder.
+        conceal: damaged segments become silence, or the segment before them again.
+        other_decoder: take a model with the file's codebooks and another decoder.
         on_damage: gets each damaged range, and the sampling rate.
+
+    Raises:
+        EcdcError: if the header is damaged, the models are not the file's, or a gap is longer than 1000 segments.
+        ValueError: for another `conceal`, or a model that cannot be used so.
     """
     check_way(conceal)
     reader = EcdcReader(source)

@@ -45,7 +45,7 @@ ACCELERATOR_BATCH_FRAMES = 65536
 
 
 def as_it_is(x: torch.Tensor) -> torch.Tensor:
-    """`x`, where nothing is to be done to it."""
+    """`x` as it is."""
     return x
 
 
@@ -82,10 +82,15 @@ class EncodecPreTrainedModel(PreTrainedAudioTokenizerBase):
 
 
 class EncodecModel(EncodecPreTrainedModel):
-    """The EnCodec neural audio codec: `encode`, `decode`, `forward` (both), `embed`.
+    """The EnCodec neural audio codec (paper 3.1, 3.2) of a `config`: `encode`, `decode`, `forward` (both), `embed`.
 
-    `codes = model.encode(audio)[0]; audio = model.decode(codes)[0]` for models without scales, and
-    `model.decode(**model.encode(audio))` for every model.
+    Examples:
+        >>> import torch
+        >>> from modeling_encodec import EncodecModel, bundled_checkpoint
+        >>> model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+        >>> coded = model.encode(0.1 * torch.randn(2, 1, 24000), bandwidth=3.0)
+        >>> tuple(coded.audio_codes.shape), tuple(model.decode(**coded).audio_values.shape)
+        ((1, 2, 4, 75), (2, 1, 24000))
     """
 
     def __init__(self, config: EncodecConfig):
@@ -109,17 +114,17 @@ class EncodecModel(EncodecPreTrainedModel):
         num_quantizers: int | None = None,
         return_latents: bool = False,
     ) -> EncodecEncoderOutput | tuple:
-        """Codes of a batch of audio.
+        """Codes of a batch of audio, as an `EncodecEncoderOutput`.
 
         Args:
-            input_values (`torch.Tensor` of shape `(B, channels, T)`): audio in [-1, 1] at the model's sampling rate,
+            input_values (torch.Tensor of shape (B, channels, T)): audio in [-1, 1] at the model's sampling rate,
                 any floating dtype. `(T,)` is one mono clip; `(B, T)` mono clips, `(2, T)` one stereo clip.
-            padding_mask (`torch.Tensor` of shape `(B, T)` or `(B, channels, T)`, *optional*): 1 on each row's samples,
+            padding_mask (torch.Tensor of shape (B, T) or (B, channels, T), optional): 1 on each row's samples,
                 then 0 to its end. A row may have its zeros first instead: it is coded as silence, then audio.
-            bandwidth (`float`, *optional*): kbps, one of `config.target_bandwidths`; the smallest if nothing is said.
-            num_quantizers (`int`, *optional*): codebooks to use, instead of `bandwidth`.
-            return_latents (`bool`): also return the encoder's output, with its gradient if gradients are on.
-            return_dict (`bool`, *optional*): `False` for a tuple `(audio_codes, audio_scales, last_frame_pad_length)`.
+            bandwidth (float, optional): kbps, one of `config.target_bandwidths`; the smallest if nothing is said.
+            num_quantizers (int, optional): codebooks to use, instead of `bandwidth`.
+            return_latents (bool): also return the encoder's output, with its gradient if gradients are on.
+            return_dict (bool, optional): `False` for a tuple `(audio_codes, audio_scales, last_frame_pad_length)`.
 
         Raises:
             ValueError: for a bandwidth or count the model does not have, or audio it cannot take.
@@ -153,18 +158,19 @@ class EncodecModel(EncodecPreTrainedModel):
         return output
 
     def encode_pieces(self, pieces: list[torch.Tensor], num_quantizers: int) -> tuple[list, list]:
-        """Codes (1, K, F) and scales (1, 1), if the model normalises, of audio (1, channels, T) known to be right:
-        whole signals, or chunks."""
+        """Codes (1, K, F), K `num_quantizers`, and scales (1, 1), if the model normalises, of `pieces` of audio
+        (1, channels, T) known to be right: whole signals, or chunks."""
         pieces, scales = self._normalise(pieces)
         finish = functools.partial(self.quantize, num_quantizers=num_quantizers)
         return self._run(self.encoder, pieces, finish=finish), scales
 
     def quantize(self, latents: torch.Tensor, num_quantizers: int) -> torch.Tensor:
-        """Codes (B, K, F) of the encoder's latents (B, D, F)."""
+        """Codes (B, K, F), K `num_quantizers`, of the encoder's `latents` (B, D, F)."""
         return self.quantizer.encode(latents, num_quantizers=num_quantizers).transpose(0, 1)
 
     def resolve_quantizers(self, bandwidth: float | None, num_quantizers: int | None) -> int:
-        """The number of codebooks that one of the two asks for; for neither, what the smallest bandwidth takes."""
+        """Codebooks that `bandwidth` (kbps) or `num_quantizers` asks for; neither: what the smallest bandwidth takes.
+        A ValueError for both, or for what the model does not have."""
         if num_quantizers is not None:
             if bandwidth is not None:
                 raise ValueError(f"bandwidth {bandwidth} and num_quantizers {num_quantizers} given, allowed: one")
@@ -182,7 +188,7 @@ class EncodecModel(EncodecPreTrainedModel):
         return self.config.num_quantizers_for_bandwidth(bandwidth)
 
     def check_audio(self, audio: torch.Tensor) -> torch.Tensor:
-        """Audio as (B, channels, T) on the model's device, or a ValueError that says what is wrong with it."""
+        """`audio` as (B, channels, T) on the model's device, or a ValueError that says what is wrong with it."""
         audio, channels = as_tensor("input_values", audio), self.config.audio_channels
         if not audio.is_floating_point():
             raise ValueError(f"input_values are {audio.dtype}, allowed: floating point in [-1, 1]")
@@ -219,18 +225,19 @@ class EncodecModel(EncodecPreTrainedModel):
         audio_lengths: torch.Tensor | None = None,
         latents: torch.Tensor | None = None,
     ) -> EncodecDecoderOutput | tuple:
-        """Audio of codes. `decode(**encode(audio))` gives every row back at its own length.
+        """Audio of codes, an `EncodecDecoderOutput`. `decode(**encode(audio))` gives every row at its own length.
 
         Args:
-            audio_codes (`torch.LongTensor` of shape `(N, B, K, F)`): as from `encode`, for any K up to the model's;
+            audio_codes (torch.LongTensor of shape (N, B, K, F)): as from `encode`, for any K up to the model's;
                 `(B, K, F)` for models without chunks.
-            audio_scales (list of N `torch.Tensor` of shape `(B, 1)`): as from `encode`, if the model normalises.
-            padding_mask (`torch.Tensor`, *optional*): the mask `encode` was given; rows are cut at their lengths, and
+            audio_scales (list of N torch.Tensor of shape (B, 1)): as from `encode`, if the model normalises.
+            padding_mask (torch.Tensor, optional): the mask `encode` was given; rows are cut at their lengths, and
                 the result is as wide as the mask.
-            last_frame_pad_length (`int`): frames at the end of the last chunk that are padding in every row.
-            codes_lengths, audio_lengths (`torch.LongTensor` of shape `(B,)`, *optional*): as from `encode`.
+            last_frame_pad_length (int): frames at the end of the last chunk that are padding in every row.
+            codes_lengths (torch.LongTensor of shape (B,), optional): as from `encode`.
+            audio_lengths (torch.LongTensor of shape (B,), optional): as from `encode`.
             latents: ignored; there for `decode(**encode(..., return_latents=True))`.
-            return_dict (`bool`, *optional*): `False` for the tuple `(audio_values,)`.
+            return_dict (bool, optional): `False` for the tuple `(audio_values,)`.
 
         Raises:
             ValueError: for codes outside the codebooks, missing scales, or lengths that do not fit the codes.
@@ -264,12 +271,13 @@ class EncodecModel(EncodecPreTrainedModel):
         return EncodecDecoderOutput(audio_values, torch.tensor(lengths, device=audio_values.device))
 
     def decode_pieces(self, pieces: list[torch.Tensor], scales: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
-        """Audio (1, channels, T) of codes (1, K, F) known to be right, of whole signals or chunks, and of scales."""
+        """Audio (1, channels, T) of `pieces` (1, K, F) of right codes, whole signals or chunks, and their `scales`."""
         decoded = self._run(self.decoder, pieces, prepare=self.embed_checked)
         return decoded if scales is None else [audio.float() * scale for audio, scale in zip(decoded, scales)]
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
-        """Sum of the codebook vectors of `codes` (..., K, F) as (..., D, F) float32: what the decoder decodes."""
+        """Sum of the codebook vectors of `codes` (..., K, F) as (..., D, F) float32: what the decoder decodes. Codes
+        outside the codebooks are a ValueError."""
         codes = as_tensor("codes", codes)
         if codes.dim() < 2:
             raise ValueError(f"codes have shape {tuple(codes.shape)}, allowed: (..., codebooks, frames)")
@@ -278,7 +286,7 @@ class EncodecModel(EncodecPreTrainedModel):
         return latents.view(*codes.shape[:-2], *latents.shape[-2:])
 
     def embed_checked(self, codes: torch.Tensor) -> torch.Tensor:
-        """Latents (B, D, F) of codes (B, K, F) known to be within the codebooks."""
+        """Latents (B, D, F) of `codes` (B, K, F) known to be within the codebooks."""
         return self.quantizer.decode(codes.transpose(0, 1))
 
     def _check_chunks(self, codes: torch.Tensor) -> torch.Tensor:
@@ -293,7 +301,7 @@ class EncodecModel(EncodecPreTrainedModel):
         return self.check_codes(codes)
 
     def check_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (..., K, F) as int64 if every one of them stands for a codebook vector."""
+        """`codes` (..., K, F) as int64, or a ValueError if not every one stands for a codebook vector."""
         if 0 in codes.shape or codes.shape[-2] > self.config.num_quantizers:
             most = self.config.num_quantizers
             raise ValueError(f"codes have shape {tuple(codes.shape)}, allowed: no 0, and at most {most} codebooks")
@@ -375,9 +383,10 @@ class EncodecModel(EncodecPreTrainedModel):
         *,
         num_quantizers: int | None = None,
     ) -> EncodecOutput | tuple:
-        """Encode and decode again, or decode `audio_codes`. See `encode` and `decode` for the arguments.
+        """Encode `input_values` and decode again, or decode `audio_codes`: an `EncodecOutput`.
 
-        `return_dict=False` gives the tuple `(audio_codes, audio_values)`.
+        `padding_mask`, `bandwidth`, `num_quantizers` are those of `encode`, `audio_scales`, `last_frame_pad_length`
+        those of `decode`; so is every ValueError. `return_dict=False` gives the tuple `(audio_codes, audio_values)`.
         """
         if padding_mask is None and input_values is not None:
             padding_mask = torch.ones_like(self.check_audio(input_values)[:, 0], dtype=torch.bool)
@@ -402,8 +411,8 @@ class EncodecModel(EncodecPreTrainedModel):
     @property
     def precision(self) -> str:
         """`exact` computes in the parameters' own dtype, float32. `fast` computes encoder and decoder, not the code
-        search, in bfloat16 where the device has it: some codes become others, the README says how many. A setting of
-        this object alone, which is not saved."""
+        search, in bfloat16 where the device has it: some codes become others (docs/speed.md). A setting of this
+        object alone, not saved. Others are a ValueError."""
         return self._precision
 
     @precision.setter
@@ -459,8 +468,9 @@ class EncodecModel(EncodecPreTrainedModel):
     def run_blocks(
         self, net: EncodecEncoder | EncodecDecoder, piece: torch.Tensor, state=None, end: bool = True, prepare=as_it_is
     ) -> Iterator[tuple[torch.Tensor, tuple]]:
-        """`net.step` on the next piece (B, C, T) of signals, which takes a bounded number of frames at a time: outputs
-        and the state after each. Blocks are counted from the signals' beginning."""
+        """`net.step`, of encoder or decoder `net`, on the next `piece` (B, C, T) of signals after `state`, each block
+        of it through `prepare`: outputs and the state after each. `end`: the signals end here. Blocks have a bounded
+        number of frames, counted from the signals' beginning."""
         size, fine = net.hop * self.block_frames, CPU_FINE_FRAMES if piece.device.type == "cpu" else None
         first = size if state is not None else net.start + max(0, size - net.start) // net.hop * net.hop
         if torch.is_grad_enabled() or self.config.norm_type == "time_group_norm":  # the norm looks at the whole piece

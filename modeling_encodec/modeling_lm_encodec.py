@@ -36,7 +36,8 @@ class EncodecLMCache:
     """What the frames so far leave for the next ones.
 
     Args:
-        keys, values: of each layer, `(B, heads, S, head_dim)`, of the last `context_frames` frames at most.
+        keys: of each layer, `(B, heads, S, head_dim)`, of the last `context_frames` frames at most.
+        values: of each layer, in the same shape.
         position: of the next frame, `(B, 1)`.
         last_codes: of the last frame, `(B, K)`.
     """
@@ -52,10 +53,10 @@ class EncodecLMOutput(ModelOutput):
     """What `forward` returns.
 
     Args:
-        loss (`torch.Tensor` of shape `()`): mean bits per code of the labels.
-        codebook_bits (`torch.Tensor` of shape `(K,)`): mean bits per code of each codebook.
-        logits (`torch.Tensor` of shape `(B, K, F, codebook_size)`): for frame f, from the frames before it.
-        cache (`EncodecLMCache`): to go on after the last frame.
+        loss (torch.Tensor of shape ()): mean bits per code of the labels.
+        codebook_bits (torch.Tensor of shape (K,)): mean bits per code of each codebook.
+        logits (torch.Tensor of shape (B, K, F, codebook_size)): for frame f, from the frames before it.
+        cache (EncodecLMCache): to go on after the last frame.
     """
 
     loss: torch.Tensor | None = None
@@ -119,7 +120,24 @@ class EncodecLMPreTrainedModel(PreTrainedModel):
 
 
 class EncodecLM(EncodecLMPreTrainedModel):
-    """The language model: `forward` for training and bits, `predict` for stepping, `frequencies` for a coder."""
+    """The language model (paper 3.3): `forward` for training and bits, `predict` for stepping, `frequencies` for a
+    coder.
+
+    Args:
+        config (EncodecLMConfig): the model's size, and which of its two forms there are.
+
+    Examples:
+        >>> import torch
+        >>> from modeling_encodec import EncodecLM, EncodecLMConfig
+        >>> lm = EncodecLM(EncodecLMConfig(codebook_size=64, num_codebooks=4, hidden_size=16, num_hidden_layers=1))
+        >>> codes = torch.randint(64, (1, 4, 75))
+        >>> output = lm.eval()(codes, labels=codes)
+        >>> output.logits.shape, 4 < output.loss < 9  # bits per code; 6 would be no prediction
+        (torch.Size([1, 4, 75, 64]), tensor(True))
+        >>> counts, _ = lm.quantize(codes).frequencies(codes[:, :, :1])
+        >>> counts.shape, counts.sum(dim=-1).unique().item() == 2**24
+        (torch.Size([1, 4, 1, 64]), True)
+    """
 
     def __init__(self, config: EncodecLMConfig):
         super().__init__(config)
@@ -135,7 +153,7 @@ class EncodecLM(EncodecLMPreTrainedModel):
 
     @property
     def device(self) -> torch.device:
-        """Of the weights, or of the integer form's tables, which are all that it may have."""
+        """Of the weights, or of the integer form's tables where there are no weights."""
         return next(itertools.chain(self.parameters(), self.buffers())).device
 
     @property
@@ -154,15 +172,16 @@ class EncodecLM(EncodecLMPreTrainedModel):
         position_offset: int | torch.Tensor | None = None,
         return_logits: bool = True,
     ) -> EncodecLMOutput:
-        """Logits of every frame of `codes` given the frames before it, and bits of the labels.
+        """Logits of every frame of `codes` given the frames before it, and bits of the labels, in an
+        `EncodecLMOutput`.
 
         Args:
-            codes (`torch.LongTensor` of shape `(B, K, F)`): for any K up to the model's.
-            labels (`torch.LongTensor` of shape `(B, K, F)`, *optional*): codes again, -100 where they do not count.
-            cache (`EncodecLMCache`, *optional*): of the frames before these.
-            position_offset (`int` or `torch.LongTensor` of shape `(B,)`, *optional*): position of the first frame; 0
+            codes (torch.LongTensor of shape (B, K, F)): for any K up to the model's.
+            labels (torch.LongTensor of shape (B, K, F), optional): codes again, -100 where they do not count.
+            cache (EncodecLMCache, optional): of the frames before these.
+            position_offset (int or torch.LongTensor of shape (B,), optional): position of the first frame; 0
                 by default, and in training mode random for each row.
-            return_logits (`bool`): `False` saves their memory where only the loss is wanted.
+            return_logits (bool): `False` saves their memory where only the loss is wanted.
 
         Raises:
             ValueError: for codes or labels that are none of this model's, or without the float form.
@@ -194,7 +213,10 @@ class EncodecLM(EncodecLMPreTrainedModel):
     ) -> tuple[torch.Tensor, EncodecLMCache]:
         """Logits (B, K, F, codebook_size) of the frames that follow each of `previous` (B, K, F), and the cache.
 
-        `previous` is -1 where there is no frame before.
+        `previous` is -1 where there is no frame before; `cache` is what the call for the frames before returned.
+
+        Raises:
+            ValueError: for codes that are none of this model's, or without the float form.
         """
         previous = self._check_codes("previous", previous, NO_CODE)
         hidden, cache = self._run(previous, cache, 0)
@@ -299,7 +321,7 @@ class EncodecLM(EncodecLMPreTrainedModel):
         """Make the integer form and attach it; `save_pretrained` then writes both. Returns the model.
 
         Args:
-            codes (`torch.LongTensor` of shape `(B, K, F)`, or a list of such): real codes, by which the ranges of
+            codes (torch.LongTensor of shape (B, K, F), or a list of such): real codes, by which the ranges of
                 activations are found; a minute of each kind of audio serves.
 
         Raises:
@@ -316,7 +338,11 @@ class EncodecLM(EncodecLMPreTrainedModel):
         return self
 
     def drop_float_form(self) -> "EncodecLM":
-        """Keep the integer form alone: a quarter of the size, for coding but not for training. Returns the model."""
+        """Keep the integer form alone: a quarter of the size, for coding but not for training. Returns the model.
+
+        Raises:
+            ValueError: without the integer form.
+        """
         if self.integer is None:
             raise ValueError("the language model has no integer form, allowed: after lm.quantize(codes)")
         for name in ("embeddings", "input_norm", "layers", "head"):
@@ -325,7 +351,12 @@ class EncodecLM(EncodecLMPreTrainedModel):
         return self
 
     def drop_integer_form(self) -> "EncodecLM":
-        """Keep the float form alone, for training on: the integer form is of the weights it was made from."""
+        """Keep the float form alone, for training on: the integer form is of the weights it was made from. Returns
+        the model.
+
+        Raises:
+            ValueError: without the float form.
+        """
         if not self.config.has_float_form:
             raise ValueError("this checkpoint holds the integer form alone, allowed: one with float weights")
         self.integer, self.config.has_integer_form = None, False
@@ -337,8 +368,8 @@ class EncodecLM(EncodecLMPreTrainedModel):
     ) -> tuple[torch.Tensor, IntegerLMCache]:
         """Whole numbers (B, K, F, codebook_size) that a coder's intervals are made of, and the cache.
 
-        As `predict`, but in integers that are the same on every machine, in every batch, for one frame at a time or
-        many. Each is at least 1 and those of a code sum to 2**24.
+        As `predict`, of `previous` and `cache`, but in integers that are the same on every machine, in every batch,
+        for one frame at a time or many. Each is at least 1 and those of a code sum to 2**24.
 
         Raises:
             ValueError: for codes that are none of this model's, or without the integer form.

@@ -12,13 +12,13 @@ class EncodecEncoderOutput(ModelOutput):
     """What `encode` returns. N chunks (1 for models that code the whole signal), B rows, K codebooks, F frames.
 
     Args:
-        audio_codes (`torch.LongTensor` of shape `(N, B, K, F)`): codes; 0 past a row's end (see the lengths).
-        audio_scales (list of N `torch.Tensor` of shape `(B, 1)`): loudness that each chunk was divided by, float32; 0
+        audio_codes (torch.LongTensor of shape (N, B, K, F)): codes; 0 past a row's end (see the lengths).
+        audio_scales (list of N torch.Tensor of shape (B, 1)): loudness that each chunk was divided by, float32; 0
             where a row has no such chunk. `[None]` for a model that does not normalise.
-        last_frame_pad_length (`int`): frames by which the longest row's last chunk is shorter than its first.
-        codes_lengths (`torch.LongTensor` of shape `(B,)`): frames of each row, all its chunks together.
-        audio_lengths (`torch.LongTensor` of shape `(B,)`): samples of each row.
-        latents (`torch.Tensor` of shape `(N, B, D, F)`, *optional*): encoder output before quantisation.
+        last_frame_pad_length (int): frames by which the longest row's last chunk is shorter than its first.
+        codes_lengths (torch.LongTensor of shape (B,)): frames of each row, all its chunks together.
+        audio_lengths (torch.LongTensor of shape (B,)): samples of each row.
+        latents (torch.Tensor of shape (N, B, D, F), optional): encoder output before quantisation.
     """
 
     audio_codes: torch.Tensor | None = None
@@ -34,8 +34,8 @@ class EncodecDecoderOutput(ModelOutput):
     """What `decode` returns.
 
     Args:
-        audio_values (`torch.Tensor` of shape `(B, channels, T)`): audio, zero past each row's end.
-        audio_lengths (`torch.LongTensor` of shape `(B,)`): samples of each row.
+        audio_values (torch.Tensor of shape (B, channels, T)): audio, zero past each row's end.
+        audio_lengths (torch.LongTensor of shape (B,)): samples of each row.
     """
 
     audio_values: torch.Tensor | None = None
@@ -48,7 +48,16 @@ class EncodecDecoderOutput(ModelOutput):
 
 @dataclass
 class EncodecOutput(ModelOutput):
-    """What `forward` returns: the fields of [`EncodecEncoderOutput`] with the decoded `audio_values`."""
+    """What `forward` returns: the fields of `EncodecEncoderOutput`, without latents, and `audio_values`.
+
+    Args:
+        audio_codes (torch.LongTensor of shape (N, B, K, F)): as of `encode`.
+        audio_values (torch.Tensor of shape (B, channels, T)): the decoded audio, zero past each row's end.
+        audio_scales (list of N torch.Tensor of shape (B, 1)): as of `encode`.
+        last_frame_pad_length (int): as of `encode`.
+        codes_lengths (torch.LongTensor of shape (B,)): frames of each row; `None` where codes were given.
+        audio_lengths (torch.LongTensor of shape (B,)): samples of each row; `None` where codes were given.
+    """
 
     audio_codes: torch.Tensor | None = None
     audio_values: torch.Tensor | None = None

@@ -42,7 +42,20 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Write a figure as PNG, whole or not at all. The same figure gives the same bytes."""
+    """Write a figure as PNG, whole or not at all. The same figure gives the same bytes.
+
+    Args:
+        figure: of a `plot_` function, or any other of Matplotlib.
+        path: of the file; missing folders are made.
+
+    Examples:
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from modeling_encodec import plot_codes, save_figure
+        >>> save_figure(plot_codes(np.array([[0, 1], [2, 3]]), 4), "codes.png")
+        >>> Path("codes.png").read_bytes()[:4]
+        b'\\x89PNG'
+    """
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
 
@@ -79,6 +92,14 @@ def plot_audio(clips: Mapping[str, Mapping[str, np.ndarray]], sampling_rate: int
     Raises:
         ValueError: without clips, or if one has no versions or no samples.
         ImportError: without Matplotlib.
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec import plot_audio
+        >>> noise = np.random.default_rng(0).normal(0, 0.1, 24000)
+        >>> figure = plot_audio({"noise": {"original": noise, "half as loud": 0.5 * noise}}, 24000)
+        >>> [axis.get_title() for axis in figure.axes if axis.get_title()]
+        ['noise: original', 'noise: half as loud']
     """
     if not clips or not all(clips.values()):
         raise ValueError("there is no audio to show, allowed: at least one version of each clip")
@@ -144,6 +165,13 @@ def plot_codes(codes: np.ndarray, codebook_size: int, *, frame_rate: float | Non
     Raises:
         ValueError: for codes of another shape or range.
         ImportError: without Matplotlib.
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec import plot_codes
+        >>> image = plot_codes(np.array([[0, 1, -1], [2, 3, -1]]), 4).axes[0].images[0].get_array()
+        >>> image.shape, int(image.mask.sum())  # the last frame is blank
+        ((2, 3), 2)
     """
     codes = _checked_codes(codes, codebook_size)
     frames = codes.shape[1]
@@ -168,6 +196,12 @@ def codebook_counts(codes: np.ndarray, codebook_size: int) -> np.ndarray:
 
     Raises:
         ValueError: for codes of another shape or range.
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec import codebook_counts
+        >>> codebook_counts(np.array([[0, 0, 3], [1, 2, -1]]), 4).tolist()
+        [[2, 0, 0, 1], [0, 1, 1, 0]]
     """
     codes = _checked_codes(codes, codebook_size)
     return np.stack([np.bincount(row[row >= 0], minlength=codebook_size) for row in codes])
@@ -195,6 +229,13 @@ def plot_codebook_use(counts: np.ndarray) -> Figure:
     Raises:
         ValueError: for counts of another shape, or of nothing.
         ImportError: without Matplotlib.
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec import plot_codebook_use
+        >>> figure = plot_codebook_use(np.array([[2, 2, 2, 2], [4, 4, 0, 0]]))
+        >>> [float(bar.get_height()) for bar in figure.axes[1].patches]  # entropy, bits
+        [2.0, 1.0]
     """
     counts = np.asarray(counts)
     if counts.ndim != 2 or counts.shape[1] < 2 or (counts < 0).any() or not counts.sum(1, dtype=float).all():
@@ -243,6 +284,18 @@ def plot_rate_distortion(results: dict, category: str = "all") -> Figure:
     Raises:
         ValueError: for a category that it does not have.
         ImportError: without Matplotlib.
+
+    Examples:
+        >>> from modeling_encodec import plot_rate_distortion
+        >>> score = {"mean": 8.0, "low": 7.0, "high": 9.0}
+        >>> row = {"system": "encodec", "category": "all", "measured_kbps": 6.2, "lm_kbps": None}
+        >>> results = {
+        ...     "model": {"name": "mine"}, "method": {"metrics": {"si_snr": "SI-SNR"}},
+        ...     "results": [row | {"metrics": {"si_snr": score}}],
+        ... }
+        >>> axis = plot_rate_distortion(results).axes[0]
+        >>> axis.get_ylabel(), axis.get_legend_handles_labels()[1]
+        ('SI-SNR (dB)', ['mine'])
     """
     known = list(dict.fromkeys(row["category"] for row in results["results"]))
     if category not in known:
@@ -279,8 +332,22 @@ def _draw_curve(axis, points: list[dict], metric: str, rate: str, label: str, st
 def read_log(path: str | os.PathLike) -> list[dict]:
     """The records of a training run's `log.jsonl`. A last line that a killed run left unfinished is left out.
 
+    Args:
+        path: of the file.
+
+    Returns:
+        A dictionary for each line: its `update`, and values by name.
+
     Raises:
+        FileNotFoundError: if there is no such file.
         ValueError: for a line that is no record, by its number.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from modeling_encodec import read_log
+        >>> _ = Path("log.jsonl").write_text('{"update": 50, "train/mel": 2.5}\\n{"update": 100, "tra')
+        >>> read_log("log.jsonl")
+        [{'update': 50, 'train/mel': 2.5}]
     """
     with open(path, encoding="utf-8", errors="replace") as file:
         lines = file.readlines()
@@ -309,6 +376,12 @@ def plot_training(records: Iterable[Mapping]) -> Figure:
     Raises:
         ValueError: for records without any number.
         ImportError: without Matplotlib.
+
+    Examples:
+        >>> from modeling_encodec import plot_training
+        >>> figure = plot_training([{"update": 50, "train/mel": 2.5}, {"update": 100, "train/mel": 2.0}])
+        >>> len(figure.axes)
+        1
     """
     panels, warnings = _panels(records)
     if not panels:

@@ -31,9 +31,9 @@ class CodebookStatistics:
     """What a batch tells the codebooks. K stages used, N latent frames of the batch, D their width.
 
     Args:
-        counts (`torch.Tensor` of shape `(K, size)`): vectors that fell to each code.
-        sums (`torch.Tensor` of shape `(K, size, D)`): the sum of those vectors.
-        residuals (`torch.Tensor` of shape `(K, N, D)`): the vectors each stage met.
+        counts (torch.Tensor of shape (K, size)): vectors that fell to each code.
+        sums (torch.Tensor of shape (K, size, D)): the sum of those vectors.
+        residuals (torch.Tensor of shape (K, N, D)): the vectors each stage met.
     """
 
     counts: torch.Tensor
@@ -46,10 +46,10 @@ class QuantizerTrainingOutput:
     """What the quantiser's `forward` returns.
 
     Args:
-        latents (`torch.Tensor` of shape `(B, D, F)`): quantised latents, with the gradient passed straight through.
-        commitment_losses (`torch.Tensor` of shape `(K,)`): mean squared distance of each stage to its code.
-        codes (`torch.LongTensor` of shape `(K, B, F)`): the codes.
-        statistics (`CodebookStatistics`): for `update_codebooks`.
+        latents (torch.Tensor of shape (B, D, F)): quantised latents, with the gradient passed straight through.
+        commitment_losses (torch.Tensor of shape (K,)): mean squared distance of each stage to its code.
+        codes (torch.LongTensor of shape (K, B, F)): the codes.
+        statistics (CodebookStatistics): for `update_codebooks`.
     """
 
     latents: torch.Tensor

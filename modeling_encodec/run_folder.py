@@ -67,7 +67,7 @@ class Processes:
     count: int
 
     def wait(self) -> None:
-        """For all of them to get here."""
+        """Wait for all of them to get here."""
         if self.count > 1:
             from accelerate.utils import wait_for_everyone
 

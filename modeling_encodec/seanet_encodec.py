@@ -21,9 +21,9 @@ class _Seanet(nn.Module):
     the opposite. The first kind is best run in blocks that stay in the cache, the second in few calls.
 
     Attributes:
-        hop (`int`): inputs, samples or latent frames, that a frame takes once the signal has begun.
-        start (`int`): inputs that a first piece must have at least, or be the whole signal.
-        lookahead (`int`): inputs after the first output's own hop that it depends on, the beginning aside.
+        hop (int): inputs, samples or latent frames, that a frame takes once the signal has begun.
+        start (int): inputs that a first piece must have at least, or be the whole signal.
+        lookahead (int): inputs after the first output's own hop that it depends on, the beginning aside.
     """
 
     layers: nn.ModuleList
@@ -120,7 +120,7 @@ class _Seanet(nn.Module):
 
 
 class EncodecEncoder(_Seanet):
-    """Audio (B, channels, T) to latents (B, D, ceil(T / hop))."""
+    """Audio (B, channels, T) to latents (B, D, ceil(T / hop)) (paper 3.1)."""
 
     def __init__(self, config: EncodecConfig):
         super().__init__()
@@ -141,7 +141,7 @@ class EncodecEncoder(_Seanet):
 
 
 class EncodecDecoder(_Seanet):
-    """Latents (B, D, F) to audio (B, channels, F * hop)."""
+    """Latents (B, D, F) to audio (B, channels, F * hop) (paper 3.1)."""
 
     def __init__(self, config: EncodecConfig):
         super().__init__()

@@ -21,12 +21,28 @@ class StreamState:
     """All that a stream of B rows remembers. A value: each push makes a new one, and none is ever written to.
 
     Args:
-        waiting (`torch.Tensor` of shape `(B, C, W)`): samples or latents that nothing could be made of yet; of a
+        waiting (torch.Tensor of shape (B, C, W)): samples or latents that nothing could be made of yet; of a
             decoder with chunks, audio that the next chunk overlaps.
-        counts (`torch.LongTensor` of shape `(B,)`): how many of them there are, on the CPU.
-        started (`torch.BoolTensor` of shape `(B,)`): whether the row's beginning is behind it, on the CPU.
-        layers (tuple of `torch.Tensor`, each `(B, ...)`): what the layers keep; of a decoder with chunks, the weight
+        counts (torch.LongTensor of shape (B,)): how many of them there are, on the CPU.
+        started (torch.BoolTensor of shape (B,)): whether the row's beginning is behind it, on the CPU.
+        layers (tuple of torch.Tensor, each (B, ...)): what the layers keep; of a decoder with chunks, the weight
             of each waiting sample, and the first and last chunk's frames.
+
+    Examples:
+        >>> import torch
+        >>> from modeling_encodec import EncodecModel, StreamState, StreamingEncoder, bundled_checkpoint
+        >>> model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+        >>> encoder = StreamingEncoder(model, bandwidth=3.0)
+        >>> _ = encoder.push(0.1 * torch.randn(1, 1, 5000))
+        >>> before, samples = encoder.state, 0.1 * torch.randn(1, 1, 640)
+        >>> codes = encoder.push(samples)
+        >>> encoder.state = before  # and the same again
+        >>> torch.equal(encoder.push(samples), codes)
+        True
+        >>> before.save("stream.safetensors")
+        >>> after, _ = StreamState.load("stream.safetensors")
+        >>> torch.equal(after.waiting, before.waiting)
+        True
     """
 
     waiting: torch.Tensor
@@ -41,20 +57,20 @@ class StreamState:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> "StreamState":
-        """The state of which these are the `tensors()`."""
+        """The state of which these `tensors` are the `tensors()`."""
         layers = tuple(tensors[f"layers.{index}"] for index in range(len(tensors) - 3))
         return cls(tensors["waiting"], tensors["counts"], tensors["started"], layers)
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "StreamState":
-        """The state with every tensor changed."""
+        """The state with every tensor changed by `change`."""
         return self.from_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
 
     def rows(self, rows: list[int]) -> "StreamState":
-        """The state of these rows alone."""
+        """The state of these `rows` alone."""
         return self if rows == list(range(len(self.counts))) else self.map(lambda tensor: tensor[rows])
 
     def with_rows(self, rows: list[int], other: "StreamState") -> "StreamState":
-        """The state with these rows taken from `other`, which has them alone."""
+        """The state with these `rows` taken from `other`, which has them alone."""
         if rows == list(range(len(self.counts))):
             return other
         ours, theirs = self.tensors(), other.tensors()
@@ -64,17 +80,18 @@ class StreamState:
         )
 
     def save(self, path: str | Path, about: dict | None = None) -> None:
-        """Write a safetensors file, with the facts `about` the stream that it belongs to."""
+        """Write a safetensors file at `path`, with the facts `about` the stream that it belongs to."""
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
         with atomic_path(path) as temporary:
             safetensors.torch.save_file(tensors, temporary, {"stream": json.dumps(about or {})})
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> tuple["StreamState", dict]:
-        """The state and the facts that `save` wrote.
+        """The state, on this `device`, and the facts that `save` wrote at `path`.
 
         Raises:
             ValueError: if the file is no stream's state.
+            FileNotFoundError: if there is no such file.
         """
         try:
             with safe_open(path, "pt", device=str(device)) as file:

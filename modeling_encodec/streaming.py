@@ -6,7 +6,7 @@ stream remembers is one value, `StreamState`: copy it, save it, put it into anot
 Modes. The released causal model pads a signal's beginning with its reflection: its first frame looks at 2,240 samples
 (93 ms); then every 320 samples give a frame at once. `exact` waits for those and gives the whole file's codes.
 `low_latency` has silence before the signal instead: a frame after every 320 samples from the first one on, and codes
-that differ for a while (see the README). Models that are not causal look ahead by a fixed amount; those with chunks
+that differ for a while (docs/streaming.md). Models that are not causal look ahead by a fixed amount; those with chunks
 code a chunk when it is full.
 """
 
@@ -55,7 +55,7 @@ class _Stream:
 
     @property
     def state(self) -> StreamState:
-        """All that the stream remembers. Setting it goes on from there."""
+        """All that the stream remembers. Setting it goes on from there; one of another kind is a ValueError."""
         return self._state
 
     @state.setter
@@ -72,7 +72,7 @@ class _Stream:
         self._state = replace(self._state, counts=state.counts.cpu(), started=state.started.cpu())
 
     def save(self, path: str | Path) -> None:
-        """Write the state to a safetensors file, from which a stream of the same kind can `restore` it."""
+        """Write the state to a safetensors file at `path`, from which a stream of the same kind can `restore` it."""
         self._state.save(path, self._about())
 
     def _about(self) -> dict[str, str]:
@@ -80,10 +80,11 @@ class _Stream:
         return {"kind": self._kind, "mode": self.mode, "model": stream_fingerprint(self.model)}
 
     def restore(self, path: str | Path) -> None:
-        """Go on from a saved state.
+        """Go on from the state that was saved at `path`.
 
         Raises:
             ValueError: if it is none, or that of another model, mode, direction or batch size.
+            FileNotFoundError: if there is no such file.
         """
         state, about = StreamState.load(path)
         if about != (mine := self._about()):
@@ -91,7 +92,7 @@ class _Stream:
         self.state = state
 
     def reset(self, rows: Iterable[int] | None = None) -> None:
-        """Begin anew, in all rows or in these."""
+        """Begin anew, in all rows or in these `rows`; a ValueError for rows that there are not."""
         rows = self._check_rows(rows)
         self._state = self._state.with_rows(rows, self._steps.beginning(len(rows)))
 
@@ -137,18 +138,24 @@ class _Stream:
 
 
 class StreamingEncoder(_Stream):
-    """Audio to codes as it comes.
-
-        encoder = StreamingEncoder(model, bandwidth=6.0)
-        codes = encoder.push(samples)  # any number of them, as often as there are any
-        codes = encoder.flush()  # the end: what was still waited with; then the next signal may begin
+    """Audio to codes as it comes (paper 3.1): `push` as often as there are samples, `flush` at the end.
 
     `exact` gives the codes of the whole signal; equal ones, but where two codebook entries are equally near within
     float32 rounding.
 
     Attributes:
-        scales (`torch.Tensor` of shape `(B, N)`): of a model with chunks, the loudness that each of the N chunks given
+        scales (torch.Tensor of shape (B, N)): of a model with chunks, the loudness that each of the N chunks given
             out last was divided by, 0 where a row has no such chunk. `None` for other models.
+
+    Examples:
+        >>> import torch
+        >>> from modeling_encodec import EncodecModel, StreamingEncoder, bundled_checkpoint
+        >>> model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+        >>> audio = 0.1 * torch.randn(1, 1, 6400)
+        >>> encoder = StreamingEncoder(model, bandwidth=6.0, mode="low_latency")
+        >>> codes = [encoder.push(hop) for hop in audio.split(320, dim=2)] + [encoder.flush()]
+        >>> [piece.shape[2] for piece in codes] == [1] * 20 + [0]  # a frame for each 13.3 ms
+        True
     """
 
     def __init__(
@@ -163,14 +170,18 @@ class StreamingEncoder(_Stream):
         onnx_step: str | Path | None = None,
     ):
         """Args:
-            bandwidth: kbps, the model's smallest by default; or `num_quantizers`.
+            model: the codec, on the device that computes.
+            bandwidth: kbps, one of the model's, its smallest by default; or `num_quantizers`, the codebooks.
             batch_size: signals side by side; the same number of samples of each is pushed.
             mode: `exact` waits for the beginning's reflection, `low_latency` has silence before the signal.
             cuda_graphs: on a GPU, take one hop by a recorded graph. Change no weights then.
             onnx_step: `encoder_step.onnx` as exported from this model; pushes of one hop are then done by onnxruntime.
 
         Raises:
-            ValueError: for a model that needs the whole signal, or not causal in `low_latency`.
+            ValueError: for a model that needs the whole signal, or is not causal in `low_latency`; for a bandwidth it
+                does not have; for `cuda_graphs` off a GPU, or an `onnx_step` off a CPU or of another model.
+            FileNotFoundError: if there is no such `onnx_step`.
+            ImportError: for an `onnx_step` without `onnxruntime`.
         """
         super().__init__(model, batch_size, mode, "encoder", cuda_graphs)
         self.num_quantizers = model.resolve_quantizers(bandwidth, num_quantizers)
@@ -190,12 +201,12 @@ class StreamingEncoder(_Stream):
 
     @property
     def start_latency(self) -> int:
-        """Samples that must be there for the first frames."""
+        """Samples that must be there for the first frames (of a model with chunks, for the first chunk)."""
         chunk = self.model.config.chunk_length
         return chunk or (self.latency if self.mode == "low_latency" else self.model.encoder.start)
 
     def push(self, samples: torch.Tensor) -> torch.Tensor:
-        """The next samples (B, channels, T), any T, in [-1, 1] -> the codes (B, K, F) that are ready, F from 0 on.
+        """The next `samples` (B, channels, T), any T, in [-1, 1] -> the codes (B, K, F) that are ready, F from 0 on.
 
         `(T,)` is one mono signal, `(B, T)` several, `(2, T)` a stereo one. Rows that were reset by themselves may have
         fewer codes ready than others: -1 stands where they have none.
@@ -206,13 +217,13 @@ class StreamingEncoder(_Stream):
         return self._encode(list(range(self.batch_size)), self._check_samples(samples), end=False)
 
     def flush(self, rows: Iterable[int] | None = None) -> torch.Tensor:
-        """End the signals of all rows, or of these: the codes (B, K, F) that are left; these rows then begin anew."""
+        """End the signals of all rows, or of these `rows`: the codes (B, K, F) that are left; they then begin anew."""
         rows = self._check_rows(rows)
         nothing = torch.zeros(len(rows), self.model.config.audio_channels, 0, device=self.model.device)
         return self._encode(rows, nothing, end=True)
 
     def finish(self, samples: torch.Tensor) -> torch.Tensor:
-        """The last samples of all rows: `push` and `flush` in one, to the bit what `encode` does with the whole."""
+        """The last `samples` of all rows: `push` and `flush` in one, to the bit what `encode` does with the whole."""
         return self._encode(list(range(self.batch_size)), self._check_samples(samples), end=True)
 
     def _check_samples(self, samples: torch.Tensor) -> torch.Tensor:
@@ -233,16 +244,24 @@ class StreamingEncoder(_Stream):
 
 
 class StreamingDecoder(_Stream):
-    """Codes to audio as they come.
-
-        decoder = StreamingDecoder(model)
-        audio = decoder.push(codes)  # as often as there are any
-        audio = decoder.flush()  # the end
+    """Codes to audio as they come (paper 3.1): `push` as often as there are codes, `flush` at the end.
 
     A signal has as many samples as its frames are long; the last frame may have begun with fewer.
 
     Attributes:
-        lengths (`torch.LongTensor` of shape `(B,)`): samples of each row in what was given out last.
+        lengths (torch.LongTensor of shape (B,)): samples of each row in what was given out last.
+
+    Examples:
+        >>> import torch
+        >>> from modeling_encodec import EncodecModel, StreamingDecoder, bundled_checkpoint
+        >>> model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+        >>> codes = torch.randint(1024, (1, 8, 20))
+        >>> decoder = StreamingDecoder(model)
+        >>> audio = [decoder.push(frame) for frame in codes.split(1, dim=2)] + [decoder.flush()]
+        >>> with torch.no_grad():
+        ...     whole = model.decode(codes).audio_values
+        >>> torch.allclose(torch.cat(audio, dim=2), whole, atol=1e-4)
+        True
     """
 
     def __init__(
@@ -254,7 +273,16 @@ class StreamingDecoder(_Stream):
         cuda_graphs: bool = False,
         onnx_step: str | Path | None = None,
     ):
-        """As of `StreamingEncoder`; `onnx_step` is used for as many codebooks as it was exported with."""
+        """Args:
+            model: the codec, on the device that computes.
+            batch_size: signals side by side.
+            mode: that of the encoder.
+            cuda_graphs: as of `StreamingEncoder`.
+            onnx_step: `decoder_step.onnx`, used for pushes of one frame of as many codebooks as it was exported with.
+
+        Raises:
+            ValueError: as of `StreamingEncoder`; so are FileNotFoundError and ImportError.
+        """
         super().__init__(model, batch_size, mode, "decoder", cuda_graphs)
         self.lengths = torch.zeros(batch_size, dtype=torch.int64)
         if model.config.chunk_length is None:
@@ -282,7 +310,7 @@ class StreamingDecoder(_Stream):
         return 1 if self.mode == "low_latency" else self.model.decoder.start
 
     def push(self, codes: torch.Tensor, scales: torch.Tensor | None = None) -> torch.Tensor:
-        """The next codes (B, K, F) -> the audio (B, channels, T) that is ready, T from 0 on.
+        """The next `codes` (B, K, F) -> the audio (B, channels, T) that is ready, T from 0 on.
 
         Of a model with chunks: whole chunks, with their `scales` (B, N), as the encoder gave them. Codes may end in -1
         in rows that have fewer; their audio ends in zeros then, see `lengths`.
@@ -319,11 +347,11 @@ class StreamingDecoder(_Stream):
         return [(row, scales[index : index + 1, : there[index]]) for index, row in enumerate(rows)]
 
     def finish(self, codes: torch.Tensor, scales: torch.Tensor | None = None) -> torch.Tensor:
-        """The last codes of all rows: `push` and `flush` in one, to the bit what `decode` does with the whole."""
+        """The last `codes`, and `scales`, of all rows: `push` and `flush` in one, to the bit what `decode` does."""
         return self._decode(list(range(self.batch_size)), self._pieces(codes, scales), end=True)
 
     def flush(self, rows: Iterable[int] | None = None) -> torch.Tensor:
-        """End the signals of all rows, or of these: the audio (B, channels, T) that is left; then they begin anew."""
+        """End the signals of all rows, or of these `rows`: the audio (B, channels, T) left; then they begin anew."""
         rows = self._check_rows(rows)
         nothing = torch.zeros(1, 1, 0, dtype=torch.int64, device=self.model.device)
         piece = (nothing,) if self.model.config.chunk_length is None else (nothing, nothing[0].float())
@@ -400,7 +428,11 @@ def decode_blocks(model: EncodecModel, pieces: Iterable[tuple[torch.Tensor, floa
 
 
 def cut_blocks(blocks: Iterable[torch.Tensor], length: int) -> Iterator[tuple[torch.Tensor, bool]]:
-    """The same in blocks of `length`, and whether each is the last, which may be shorter."""
+    """`blocks` (..., T), cut and joined anew to (..., `length`), and whether each is the last, which may be shorter.
+
+    Raises:
+        ValueError: if there are no blocks.
+    """
     kept = None
     for block in blocks:
         block = torch.as_tensor(block)

@@ -49,11 +49,16 @@ class AudioReader:
     """A file's audio block by block, in memory that does not grow with it: float32 (channels, T), at `sampling_rate`
     Hz and with `channels` if given. Together the blocks are what `read_audio` returns, to the bit.
 
-        with AudioReader("in.flac", 24000, 1) as blocks:
-            for block in blocks: ...
-
     Attributes:
-        seconds (`float`, *optional*): how long the file says it is; `None` if it does not, as FLAC made in a pipe.
+        seconds (float, optional): how long the file says it is; `None` if it does not, as FLAC made in a pipe.
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec import AudioReader, write_audio
+        >>> _ = write_audio("in.flac", np.zeros((2, 30000)), 48000)
+        >>> with AudioReader("in.flac", 24000, 1, block_length=20000) as blocks:
+        ...     print(blocks.seconds, sum(block.shape[1] for block in blocks))
+        0.625 15000
     """
 
     def __init__(
@@ -65,16 +70,21 @@ class AudioReader:
     ):
         """Args:
             source: a path, or a binary file that can be sought in.
-            block_length: samples of a channel that are read at a time.
+            sampling_rate: of the blocks, in Hz; the file's own by default.
+            channels: of the blocks, 1 or 2; the file's own by default.
+            block_length: samples of a channel that are read at a time, at the file's rate.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is no audio; while reading, if it is empty, or holds samples that are not finite.
+            ValueError: if it is no audio, or `block_length` or `sampling_rate` is less than 1; while reading, if it
+                is empty, holds samples that are not finite, or has more than two channels and is to be stereo.
         """
         if block_length < 1:
             raise ValueError(f"block_length is {block_length}, allowed: at least 1")
         given = getattr(source, "name", None) if hasattr(source, "read") else os.fspath(source)
         self.name = given if isinstance(given, str) else "the input"
+        if sampling_rate is not None and sampling_rate < 1:
+            raise ValueError(f"sampling_rate is {sampling_rate} Hz, allowed: at least 1")
         if not hasattr(source, "read") and not Path(self.name).is_file():
             raise FileNotFoundError(f"{self.name}: no such file")
         try:
@@ -83,7 +93,8 @@ class AudioReader:
         except soundfile.LibsndfileError as error:
             raise self._unreadable(error) from None
         self.channels, self.block_length = channels, block_length
-        self.rate, self.sampling_rate = self.file.samplerate, sampling_rate or self.file.samplerate
+        self.rate = self.file.samplerate
+        self.sampling_rate = self.rate if sampling_rate is None else sampling_rate
         self.seconds = self.file.frames / self.rate if self.file.frames < UNKNOWN_FRAMES else None
         if self.seconds is None:
             self.file.seekable = lambda: False  # else soundfile seeks after reading, which fails here
@@ -131,24 +142,52 @@ class AudioReader:
 def read_audio(
     source: str | os.PathLike | BinaryIO, sampling_rate: int | None = None, channels: int | None = None
 ) -> tuple[np.ndarray, int]:
-    """Audio of a file as float32 (channels, T) and its rate, brought to `sampling_rate` Hz and `channels` if given.
+    """Audio of a file, brought to a sampling rate and a number of channels if they are given.
+
+    Args:
+        source: a path, or a binary file that can be sought in; what libsndfile reads (wav, flac, ogg, opus, mp3).
+        sampling_rate: of the result, in Hz; the file's own by default.
+        channels: of the result, 1 or 2; the file's own by default.
+
+    Returns:
+        The audio, float32 (channels, T), and its sampling rate in Hz.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no audio, is empty, or holds samples that are not finite.
+        ValueError: if it is no audio, is empty, holds samples that are not finite, or has more than two channels and
+            is to be stereo.
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec import read_audio, write_audio
+        >>> _ = write_audio("in.wav", np.array([[0.5] * 48000, [0.25] * 48000]), 48000)
+        >>> audio, rate = read_audio("in.wav", 24000, 1)
+        >>> audio.shape, audio.dtype, rate, round(float(audio[0, 12000]), 3)
+        ((1, 24000), dtype('float32'), 24000, 0.375)
     """
     with AudioReader(source, sampling_rate, channels) as reader:
         return join_blocks(reader), reader.sampling_rate
 
 
 def join_blocks(blocks: Iterable[np.ndarray]) -> np.ndarray:
-    """Blocks (channels, T) as one; one alone is not copied."""
+    """Blocks (channels, T), at least one, as one; one alone is not copied."""
     blocks = list(blocks)
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
 
 
 def resample(audio: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
-    """Audio (channels, T) at `rate` Hz brought to `target_rate` Hz; at least one sample remains."""
+    """Audio (channels, T) at `rate` Hz brought to `target_rate` Hz; at least one sample remains. What is at that rate
+    already is given back as it is, all else as float32.
+
+    Raises:
+        ValueError: for a rate below 1.
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec.processors.audio import resample
+        >>> resample(np.zeros((2, 44100), np.float32), 44100, 24000).shape
+        (2, 24000)
+    """
     for name, value in (("rate", rate), ("target_rate", target_rate)):
         if value < 1:
             raise ValueError(f"{name} is {value} Hz, allowed: at least 1")
@@ -161,7 +200,17 @@ def resample(audio: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
 
 
 def match_channels(audio: np.ndarray, channels: int) -> np.ndarray:
-    """Audio (any channels, T) with `channels` 1 or 2, by the policy above."""
+    """Audio (any channels, T) with `channels` 1 or 2: their mean, or one channel twice.
+
+    Raises:
+        ValueError: where there is no one right mix, so for more than two channels to stereo.
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec.processors.audio import match_channels
+        >>> match_channels(np.array([[1.0, 0.0], [0.0, 0.5]]), 1)
+        array([[0.5 , 0.25]])
+    """
     given = audio.shape[0]
     if given == channels:
         return audio
@@ -175,10 +224,30 @@ def match_channels(audio: np.ndarray, channels: int) -> np.ndarray:
 def write_audio(
     target: str | os.PathLike | BinaryIO, audio: np.ndarray, sampling_rate: int, *, rescale: bool = False
 ) -> Clipping:
-    """Write audio (channels, T), as 16-bit PCM or the format's own coding, and say what clipped.
+    """Write audio as 16-bit PCM or the format's own coding, and say what clipped.
 
-    Samples outside [-1, 1] are cut there, or with `rescale` the whole signal is scaled down to a peak of 0.99; they
-    never wrap. A path is written under a temporary name and renamed when complete. A file object gets WAV.
+    A path is written under a temporary name and renamed when complete.
+
+    Args:
+        target: a path, whose suffix names the format (.wav, .flac, .ogg, .opus, .mp3 and others of libsndfile's); or
+            a binary file, which gets WAV.
+        audio: (channels, T); an array, or a tensor on the CPU.
+        sampling_rate: in Hz.
+        rescale: scale the whole signal down to a peak of 0.99 if samples are outside [-1, 1]. Otherwise these are cut
+            there; they never wrap.
+
+    Returns:
+        A `Clipping`, true if samples were outside [-1, 1].
+
+    Raises:
+        ValueError: for a suffix that names no format, audio of another shape, without samples or with samples that
+            are not finite, or more of it than WAV holds (4 GB).
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec import write_audio
+        >>> write_audio("out.wav", np.array([[0.0, 2.0, -0.5]]), 24000, rescale=True)
+        Clipping(samples=1, peak=2.0, rescaled=True)
     """
     return write_audio_blocks(target, [audio], sampling_rate, rescale=rescale)
 
@@ -186,9 +255,26 @@ def write_audio(
 def write_audio_blocks(
     target: str | os.PathLike | BinaryIO, blocks: Iterable[np.ndarray], sampling_rate: int, *, rescale: bool = False
 ) -> Clipping:
-    """`write_audio` of audio that comes in blocks (channels, T), in memory that does not grow with it.
+    """`write_audio` of audio that comes in blocks, in memory that does not grow with it.
 
-    With `rescale` the blocks wait in a temporary file until the peak is known.
+    Args:
+        target: as of `write_audio`.
+        blocks: audio (channels, T) piece by piece, all of as many channels.
+        sampling_rate: in Hz.
+        rescale: as of `write_audio`; the blocks wait in a temporary file until the peak is known.
+
+    Returns:
+        A `Clipping`, true if samples were outside [-1, 1].
+
+    Raises:
+        ValueError: as of `write_audio`, or if there are no blocks.
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec import read_audio, write_audio_blocks
+        >>> clipping = write_audio_blocks("out.wav", (np.zeros((2, 1000)) for _ in range(3)), 48000)
+        >>> bool(clipping), read_audio("out.wav")[0].shape
+        (False, (2, 3000))
     """
     if hasattr(target, "write"):
         return _write(target, blocks, sampling_rate, rescale, {"format": "WAV", "subtype": "PCM_16"})

@@ -48,10 +48,10 @@ class PortableCodec:
     One from a folder or the Hub travels as that name, one in memory as its weights.
 
     Attributes:
-        name (`str`): what files call the model.
-        config (`EncodecConfig`): of the model.
-        fingerprint (`str`): hash of all weights and settings that decide codes.
-        codebooks (`str`): hash of the codebooks, which is what codes mean.
+        name (str): what files call the model.
+        config (EncodecConfig): of the model.
+        fingerprint (str): hash of all weights and settings that decide codes.
+        codebooks (str): hash of the codebooks, which is what codes mean.
     """
 
     def __init__(self, model: str | Path | EncodecModel, precision: str = "exact"):
@@ -93,7 +93,7 @@ class PortableCodec:
         return self._loaded[device]
 
     def count(self, bandwidth: float | None, num_quantizers: int | None) -> int:
-        """Codebooks that one of the two asks for.
+        """Codebooks that `bandwidth` (kbps) or `num_quantizers` asks for.
 
         Raises:
             ValueError: for what the model has not, or if neither is given and the model has several bandwidths.
@@ -104,7 +104,7 @@ class PortableCodec:
         return self.on("cpu").resolve_quantizers(bandwidth, num_quantizers)
 
     def provenance(self, num_quantizers: int) -> dict:
-        """What tokens were made with."""
+        """What tokens of so many codebooks are made with, as it is noted beside them."""
         config = self.config
         kbps = num_quantizers * config.codebook_nbits * config.sampling_rate / config.hop_length / 1000
         return {
@@ -206,7 +206,7 @@ def read_clip(location, config: EncodecConfig) -> np.ndarray:
 
 
 def encode_clips(model: EncodecModel, clips: Sequence[np.ndarray | torch.Tensor], num_quantizers: int) -> list[Tokens]:
-    """Tokens of clips (channels, T) of any lengths; those of `model.encode` of each."""
+    """Tokens of clips (channels, T) of any lengths, with so many codebooks; those of `model.encode` of each."""
     spans = [list(model.config.chunk_spans(clip.shape[1])) for clip in clips]
     audio = [torch.as_tensor(clip).to(model.device)[None] for clip in clips]
     pieces = [whole[..., start:stop] for whole, row in zip(audio, spans) for start, stop in row]

@@ -35,6 +35,13 @@ def add_offsets(codes, codebook_size: int, *, lengths=None, fill: int | None = N
 
     Raises:
         ValueError: for a code outside its codebook, which would be one of the next.
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec.processors.code_layouts import add_offsets, remove_offsets
+        >>> ids = add_offsets(np.array([[1, 2], [3, 4]]), 1024)
+        >>> ids.tolist(), remove_offsets(ids, 1024).tolist()
+        ([[1, 2], [1027, 1028]], [[1, 2], [3, 4]])
     """
     codes = as_ids("codes", codes, 2)
     check_count("codebook_size", codebook_size)
@@ -70,6 +77,18 @@ def flatten(codes, order: str = "frame", *, lengths=None, fill: int | None = Non
     """Codes (..., K, F) one after the other, (..., K * F): frame by frame, or codebook by codebook.
 
     A row of a batch with `lengths` has its K * length codes at the beginning, in both orders.
+
+    Raises:
+        ValueError: for another `order`, or lengths without a `fill` or that rows do not have.
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec.processors.code_layouts import flatten, unflatten
+        >>> codes = np.array([[1, 2, 3], [4, 5, 6]])
+        >>> flatten(codes).tolist(), flatten(codes, "codebook").tolist()
+        ([1, 4, 2, 5, 3, 6], [1, 2, 3, 4, 5, 6])
+        >>> unflatten(flatten(codes), 2).tolist()
+        [[1, 2, 3], [4, 5, 6]]
     """
     codes = as_ids("codes", codes, 2)
     check_choice("order", order, LAYOUTS[:2])
@@ -115,6 +134,13 @@ def delay(codes, pattern: Sequence[int] | None = None, *, fill: int, lengths=Non
 
     Raises:
         ValueError: for a pattern that is not K whole numbers with a 0 among them.
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec.processors.code_layouts import delay, undelay
+        >>> ids = delay(np.array([[1, 2, 3], [4, 5, 6]]), fill=0)
+        >>> ids.tolist(), undelay(ids).tolist()
+        ([[1, 2, 3, 0], [0, 4, 5, 6]], [[1, 2, 3], [4, 5, 6]])
     """
     codes = as_ids("codes", codes, 2)
     pattern = check_pattern(pattern, codes.shape[-2])
@@ -156,7 +182,16 @@ def undelay(ids, pattern: Sequence[int] | None = None, *, lengths=None, fill: in
 
 
 def split_first(codes) -> tuple:
-    """The first codebook (..., F), which VALL-E's autoregressive model predicts, and the rest (..., K - 1, F)."""
+    """The first codebook (..., F), which VALL-E's autoregressive model predicts, and the rest (..., K - 1, F), of
+    `codes` (..., K, F).
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec.processors.code_layouts import join_first, split_first
+        >>> first, rest = split_first(np.array([[1, 2], [3, 4], [5, 6]]))
+        >>> first.tolist(), rest.tolist(), join_first(first, rest).tolist()
+        ([1, 2], [[3, 4], [5, 6]], [[1, 2], [3, 4], [5, 6]])
+    """
     codes = as_ids("codes", codes, 2)
     return codes[..., 0, :], codes[..., 1:, :]
 
@@ -215,6 +250,15 @@ def pad_ids(rows: Sequence, pad_id: int, *, side: str = "right") -> tuple:
 
     Raises:
         ValueError: if there is no row, or rows differ in more than their lengths.
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec.processors.code_layouts import pad_ids, unpad_ids
+        >>> ids, mask = pad_ids([np.array([1, 2, 3]), np.array([4])], 0, side="left")
+        >>> ids.tolist(), mask.tolist()
+        ([[1, 2, 3], [0, 0, 4]], [[1, 1, 1], [0, 0, 1]])
+        >>> [row.tolist() for row in unpad_ids(ids, mask)]
+        [[1, 2, 3], [4]]
     """
     check_choice("side", side, ("right", "left"))
     rows = [as_ids("ids", row, 1) for row in rows]
@@ -246,7 +290,7 @@ def unpad_ids(ids, attention_mask) -> list:
 
 
 def add_bos_eos(ids, bos_id: int | None = None, *, eos_id: int | None = None):
-    """Ids (..., L) with BOS before and EOS after them, where they are given."""
+    """Ids (..., L) with `bos_id` before and `eos_id` after them, where they are given."""
     ids = as_ids("ids", ids, 1)
     start, stop = int(bos_id is not None), int(eos_id is not None)
     *lead, width = ids.shape
@@ -266,7 +310,7 @@ def strip_bos_eos(ids, bos_id: int | None = None, *, eos_id: int | None = None, 
 
 
 def core_of(ids, bos_id: int | None = None, *, eos_id: int | None = None, pad_id: int | None = None):
-    """Where what `strip_bos_eos` leaves of a row starts and stops."""
+    """(start, stop) of what `strip_bos_eos` leaves of a row."""
     ids = as_ids("ids", ids, 1)
     columns = as_numpy(ids).reshape(math.prod(ids.shape[:-1]), ids.shape[-1])
     other = np.flatnonzero((columns != pad_id).any(axis=0)) if pad_id is not None else np.arange(ids.shape[-1])
@@ -284,7 +328,8 @@ def core_of(ids, bos_id: int | None = None, *, eos_id: int | None = None, pad_id
 
 
 def lay_out(codes, layout: str = "frame", *, pattern: Sequence[int] | None = None, fill=None, lengths=None):
-    """Codes (..., K, F) in a layout by its name: `flatten` or `delay`, whose errors these are."""
+    """Codes (..., K, F) in a layout by its name: `flatten` or `delay`, whose ValueErrors these are; a delay needs a
+    `fill`."""
     check_choice("layout", layout, LAYOUTS)
     if layout != "delay":
         return flatten(codes, layout, lengths=lengths, fill=fill)
@@ -301,7 +346,8 @@ def take_apart(
     pattern: Sequence[int] | None = None,
     lengths=None,
 ):
-    """Codes (..., K, F) of what `lay_out` gave: `unflatten`, which needs `num_quantizers`, or `undelay`."""
+    """Codes (..., K, F) of what `lay_out` gave: `unflatten`, which needs `num_quantizers`, or `undelay`, whose
+    ValueErrors these are."""
     check_choice("layout", layout, LAYOUTS)
     if layout == "delay":
         return undelay(ids, pattern, lengths=lengths)
@@ -323,13 +369,15 @@ def slice_frames(
     In a delay layout these are no columns: the slice's own first and last frames have their `fill` again.
 
     Args:
-        ids: (..., K * F) of a flat layout, (..., K, F + max(pattern)) of "delay"; without BOS and EOS.
+        ids (array or tensor): (..., K * F) of a flat layout, (..., K, F + max(pattern)) of "delay"; without BOS and
+            EOS.
         frames: such as `slice(10, 20)`, in steps of 1.
         layout: "frame", "codebook" or "delay".
         num_quantizers: codebooks, for the flat layouts.
-        pattern, fill: as of `delay`.
-        lengths: frames of each row of a batch, for `frames` counted from the start; the result has `fill` past the
-            ends of rows.
+        pattern: as of `delay`.
+        fill: as of `delay`.
+        lengths (sequence of int): frames of each row of a batch, for `frames` counted from the start; the result has
+            `fill` past the ends of rows.
 
     Raises:
         ValueError: as of the layouts, or for another step, or frames counted from an end that rows do not share.
@@ -348,7 +396,7 @@ def slice_frames(
 
 
 def as_ids(name: str, array, least_dims: int):
-    """A NumPy array or tensor of whole numbers as int64; anything else is refused under its `name`."""
+    """A NumPy array or tensor of whole numbers as int64; anything else is a ValueError under its `name`."""
     if isinstance(array, np.ndarray):
         whole = array.dtype.kind in "iu"
     elif hasattr(array, "new_full"):
@@ -362,7 +410,7 @@ def as_ids(name: str, array, least_dims: int):
 
 
 def full_of(like, shape: tuple, value: int):
-    """An int64 array of the kind of `like`, and where that is."""
+    """An int64 array or tensor of this `shape` and `value`, of the kind of `like` and on its device."""
     return np.full(shape, value, np.int64) if isinstance(like, np.ndarray) else like.new_full(shape, value)
 
 
@@ -377,8 +425,8 @@ def offsets_of(codes, codebook_size: int):
 
 
 def check_range(name: str, codes, first, size: int, describe: Callable = lambda value: "") -> None:
-    """Refuse what of codes (..., K, F) is not one of the `size` ids from `first`, a number or (K, 1), on; `describe`
-    tells what else a value is."""
+    """A ValueError, with the place, for what of codes (..., K, F) is not one of the `size` ids from `first`, a number
+    or (K, 1), on; `describe` tells what else a value is."""
     bad = (codes < first) | (codes >= first + size)
     if not bad.any():
         return
@@ -390,19 +438,20 @@ def check_range(name: str, codes, first, size: int, describe: Callable = lambda 
 
 
 def check_choice(name: str, value, allowed: Sequence[str]) -> None:
-    """Refuse a value that is not one of these."""
+    """A ValueError, under its `name`, for a value that is not one of the `allowed`."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}, allowed: {', '.join(allowed)}")
 
 
 def check_count(name: str, value) -> None:
-    """Refuse what is no positive whole number."""
+    """A ValueError, under its `name`, for what is no positive whole number."""
     if type(value) is not int or value < 1:
         raise ValueError(f"{name} is {value}, allowed: a whole number of at least 1")
 
 
 def check_pattern(pattern: Sequence[int] | None, codebooks: int) -> tuple[int, ...]:
-    """A delay for each codebook, one of them 0: where all wait, nothing tells the delay from padding."""
+    """A delay for each codebook, one of them 0: where all wait, nothing tells the delay from padding. Any other
+    `pattern` is a ValueError."""
     if pattern is None:
         return tuple(range(codebooks))
     pattern = tuple(pattern)

@@ -40,11 +40,26 @@ class CodeVocabulary:
         pattern: steps by which a delay layout delays each codebook, by default 0 to K - 1.
         own_ids: whether each codebook has ids of its own (`add_offsets`); by default in flat layouts, where a model
             has one embedding, and not in a delay layout, where it has one for each codebook.
-        pad_token_id, bos_token_id, eos_token_id: by default the three ids above the codes. In a delay layout, as in
-            MusicGen, BOS and padding are one id by default, and there is no EOS.
+        pad_token_id: by default the first id above the codes.
+        bos_token_id: by default the second one; in a delay layout, as in MusicGen, that of padding.
+        eos_token_id: by default the third one; in a delay layout none.
 
     Raises:
         ValueError: for values that cannot be, or specials among the codes.
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec import CodeVocabulary
+        >>> vocabulary = CodeVocabulary(codebook_size=1024, num_quantizers=2, frame_rate=75)
+        >>> ids = vocabulary.encode(np.array([[5, 6, 7], [8, 9, 0]]))
+        >>> ids.tolist(), vocabulary.vocab_size
+        ([2049, 5, 1032, 6, 1033, 7, 1024, 2050], 2051)
+        >>> vocabulary.decode(ids[:-2], incomplete="drop").tolist()  # cut off within a frame
+        [[5, 6], [8, 9]]
+        >>> vocabulary.decode(np.array([5, 6]))
+        Traceback (most recent call last):
+        ...
+        ValueError: id 6 in frame 0, codebook 1, allowed there: 1024 to 2047
     """
 
     codebook_size: int
@@ -82,7 +97,13 @@ class CodeVocabulary:
     def for_model(
         cls, config, num_quantizers: int | None = None, *, bandwidth: float | None = None, **settings
     ) -> "CodeVocabulary":
-        """For codes of a model of this `EncodecConfig`, with the other arguments of the class as `settings`.
+        """For codes of a model, with the other arguments of the class as `settings`.
+
+        Args:
+            config (EncodecConfig): of the model.
+            num_quantizers: codebooks of a frame.
+            bandwidth: kbps, one of the model's, instead of `num_quantizers`.
+            **settings (keyword arguments): such as `layout`.
 
         Raises:
             ValueError: for a bandwidth (kbps) or number of codebooks the model has not, or none of them where it has
@@ -107,7 +128,7 @@ class CodeVocabulary:
 
     @property
     def num_code_ids(self) -> int:
-        """Ids that stand for codes: 0 to one less."""
+        """How many ids stand for codes; these are 0 to one less."""
         return self.codebook_size * (self.num_quantizers if self.own_ids else 1)
 
     @property
@@ -125,8 +146,9 @@ class CodeVocabulary:
         """Ids of a clip's codes (K, F): (L,), or (K, L) in a delay layout.
 
         Args:
-            codes: of any integer dtype.
-            bos, eos: whether BOS comes first, and EOS, if there is one, last.
+            codes (array or tensor): of any integer dtype.
+            bos: whether BOS comes first.
+            eos: whether EOS, if there is one, comes last.
 
         Raises:
             ValueError: for codes of another number of codebooks, or outside them.
@@ -144,7 +166,7 @@ class CodeVocabulary:
         codes are taken off.
 
         Args:
-            ids: (L,), or (K, L) in a delay layout.
+            ids (array or tensor): (L,), or (K, L) in a delay layout.
             incomplete: "error" or "drop", for frames at the end that not all codebooks have a code of, as where
                 generating stopped at a length.
 
@@ -170,7 +192,7 @@ class CodeVocabulary:
         return codes - offsets
 
     def slice_frames(self, ids, frames: slice):
-        """Ids, without BOS and EOS, of some of the frames of a row of ids.
+        """Ids, without BOS and EOS, of some of the `frames` (a slice) of a row of `ids`.
 
         Raises:
             ValueError: as of `decode`, or for a step other than 1.

@@ -96,6 +96,20 @@ class CodecTokenizer(_Mapped):
         frames, audio_length: the frames, and the samples at the model's rate.
         scales: (chunks,) float32, of models that normalise (48 kHz): needed to decode.
         error: why a row has no codes; else None.
+
+    Examples:
+        >>> import datasets, numpy as np
+        >>> from modeling_encodec import CodecTokenizer, bundled_checkpoint
+        >>> datasets.disable_progress_bars()
+        >>> clip = {"array": np.zeros(24000, np.float32), "sampling_rate": 24000}
+        >>> tokenizer = CodecTokenizer(bundled_checkpoint(), bandwidth=3.0)
+        >>> row = tokenizer({"audio": [clip]})  # a batch, as `map` gives it
+        >>> row["codes"][0].shape, row["frames"], row["audio_length"], row["error"]
+        ((4, 75), [75], [24000], [None])
+        >>> rows = datasets.Dataset.from_dict({"audio": [clip, {"array": [], "sampling_rate": 24000}], "id": [1, 2]})
+        >>> tokens = tokenizer.map(rows)
+        >>> tokens["id"][:], tokens["frames"][:]  # one row gives no audio
+        ([1], [75])
     """
 
     def __init__(
@@ -111,14 +125,16 @@ class CodecTokenizer(_Mapped):
     ):
         """Args:
             model: folder, Hub id, or a model.
-            bandwidth: kbps; or `num_quantizers`, the number of codebooks.
+            bandwidth: kbps, one of the model's.
+            num_quantizers: codebooks, instead of `bandwidth`.
             column: of the audio.
             precision: `exact` or `fast`, see `EncodecModel`.
             device: such as "cuda:1"; by default the GPU of the process's rank, or the CPU.
             batch_seconds: audio that an accelerator computes together, at most, padding counted.
 
         Raises:
-            ValueError: for a bandwidth the model has not, or none where it has several.
+            ValueError: for a bandwidth the model has not, or none where it has several; for another precision.
+            OSError: if there is no such model.
         """
         super().__init__(model, column, precision, device)
         if not batch_seconds > 0:
@@ -133,7 +149,7 @@ class CodecTokenizer(_Mapped):
 
     @property
     def features(self):
-        """The declared `datasets.Features` of the added columns."""
+        """The declared `datasets.Features` of the added columns; an ImportError without `datasets`."""
         datasets = import_datasets()
         kinds = {
             "codes": datasets.List(datasets.List(datasets.Value(self.codec.code_dtype))),
@@ -181,12 +197,18 @@ class CodecTokenizer(_Mapped):
     def map(self, dataset, *, batch_size: int = 32, num_proc: int | None = None, **options):
         """The dataset with tokens in place of its audio; rows without audio are taken out.
 
-        `dataset`: a `datasets.Dataset` or `IterableDataset`, or a dictionary of them. Other columns stay. What is
-        skipped is logged, and of a stored dataset listed in `provenance_of(tokens)["skipped"]`. `options` go to
-        `datasets.map`.
+        Other columns stay. What is skipped is logged, and of a stored dataset listed in
+        `provenance_of(tokens)["skipped"]`.
+
+        Args:
+            dataset (Dataset, IterableDataset or a dictionary of them): of `datasets`.
+            batch_size: rows that are decoded together.
+            num_proc: processes; None for one, as a stream must have.
+            **options (keyword arguments): go to `datasets.map`.
 
         Raises:
             ValueError: if not one row gives audio, or the dataset cannot be tokenised.
+            ImportError: without `datasets`.
         """
         if isinstance(dataset, dict):
             made = {k: self.map(v, batch_size=batch_size, num_proc=num_proc, **options) for k, v in dataset.items()}
@@ -221,6 +243,15 @@ class CodecDetokenizer(_Mapped):
     Columns it adds:
         audio: {"bytes", "path"} of WAV (16 bits), which `cast_column("audio", datasets.Audio())` plays; or, with
             `form="array"`, {"array" (channels, T) float32, "sampling_rate"}.
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec import CodecDetokenizer, CodecTokenizer, bundled_checkpoint
+        >>> clip = {"array": np.zeros(24000, np.float32), "sampling_rate": 24000}
+        >>> tokens = CodecTokenizer(bundled_checkpoint(), num_quantizers=4)({"audio": [clip]})
+        >>> row = CodecDetokenizer(bundled_checkpoint(), form="array")(tokens)["audio"][0]
+        >>> row["array"].shape, row["sampling_rate"]
+        ((1, 24000), 24000)
     """
 
     def __init__(
@@ -231,10 +262,15 @@ class CodecDetokenizer(_Mapped):
         precision: str = "exact",
         device: str | None = None,
     ):
-        """Args: as of `CodecTokenizer`; the model's decoder may be another than that of the tokens.
+        """Args:
+            model: folder, Hub id, or a model; its decoder may be another than that of the tokens.
+            form: "wav" or "array".
+            precision: as of `CodecTokenizer`.
+            device: as of `CodecTokenizer`.
 
         Raises:
-            ValueError: for an unknown form.
+            ValueError: for another form or precision.
+            OSError: if there is no such model.
         """
         super().__init__(model, "codes", precision, device)
         if form not in ("wav", "array"):
@@ -243,7 +279,7 @@ class CodecDetokenizer(_Mapped):
 
     @property
     def features(self):
-        """The declared `datasets.Features` of the added column."""
+        """The declared `datasets.Features` of the added column; an ImportError without `datasets`."""
         datasets = import_datasets()
         if self.form == "array":
             samples = datasets.List(datasets.List(datasets.Value("float32")))
@@ -276,10 +312,18 @@ class CodecDetokenizer(_Mapped):
         return {"audio": [{"bytes": _wav(audio, rate), "path": None} for audio in decoded]}
 
     def map(self, dataset, *, batch_size: int = 32, num_proc: int | None = None, **options):
-        """The dataset with audio in place of its tokens. See `CodecTokenizer.map`.
+        """The dataset with audio in place of its tokens.
+
+        Args:
+            dataset (Dataset, IterableDataset or a dictionary of them): of `datasets`, with columns as of
+                `CodecTokenizer`.
+            batch_size: rows that are decoded together.
+            num_proc: processes; None for one, as a stream must have.
+            **options (keyword arguments): go to `datasets.map`.
 
         Raises:
             ValueError: for tokens of another codec.
+            ImportError: without `datasets`.
         """
         if isinstance(dataset, dict):
             made = {k: self.map(v, batch_size=batch_size, num_proc=num_proc, **options) for k, v in dataset.items()}
@@ -294,10 +338,28 @@ class CodecDetokenizer(_Mapped):
 
 
 def provenance_of(dataset) -> dict | None:
-    """What a dataset's tokens were made with, as `CodecTokenizer.map` and `load_tokens` noted it; None if nowhere.
+    """What a dataset's tokens were made with.
+
+    Args:
+        dataset (Dataset or IterableDataset): of `datasets`.
+
+    Returns:
+        What `CodecTokenizer.map` and `load_tokens` noted: model, codebooks, fingerprints, and what was skipped; None
+        if it is noted nowhere.
 
     Raises:
         ValueError: if the dataset is put together of tokens of several kinds.
+
+    Examples:
+        >>> import datasets, numpy as np
+        >>> from modeling_encodec import CodecTokenizer, bundled_checkpoint, provenance_of
+        >>> datasets.disable_progress_bars()
+        >>> rows = datasets.Dataset.from_dict({"audio": [{"array": np.zeros(2400), "sampling_rate": 24000}]})
+        >>> about = provenance_of(CodecTokenizer(bundled_checkpoint(), bandwidth=6.0).map(rows))
+        >>> about["model"], about["num_quantizers"], about["bandwidth_kbps"], about["skipped"]
+        ('encodec_24khz_c16', 8, 6.0, [])
+        >>> print(provenance_of(rows))
+        None
     """
     lines = [line for line in (dataset.info.description or "").splitlines() if line.startswith(PROVENANCE_MARK)]
     found = [json.loads(line.removeprefix(PROVENANCE_MARK)) for line in dict.fromkeys(lines)]
@@ -308,10 +370,34 @@ def provenance_of(dataset) -> dict | None:
 
 
 def load_tokens(folder: str | os.PathLike, **options):
-    """The dataset that `modeling-encodec tokenize` wrote, with its provenance; `options` go to `load_dataset`.
+    """The dataset that `modeling-encodec tokenize` wrote, with its provenance.
+
+    Args:
+        folder: the command's output.
+        **options (keyword arguments): go to `datasets.load_dataset`, such as `streaming` or `cache_dir`.
+
+    Returns:
+        (Dataset or IterableDataset): of `datasets`, the latter with `streaming=True`.
 
     Raises:
         FileNotFoundError: if it is none, or not complete.
+        ImportError: without `datasets`.
+
+    Examples:
+        >>> import datasets, numpy as np
+        >>> from pathlib import Path
+        >>> from modeling_encodec import bundled_checkpoint, load_tokens, provenance_of, write_audio
+        >>> from modeling_encodec.processors.audio_tokens import PortableCodec
+        >>> from modeling_encodec.processors.corpus.sources import open_source
+        >>> from modeling_encodec.processors.corpus.tokenization import Tokenization, tokenize_corpus
+        >>> datasets.disable_progress_bars()
+        >>> Path("clips").mkdir()
+        >>> _ = write_audio("clips/one.wav", np.zeros((1, 24000)), 24000)
+        >>> run = Tokenization(open_source("clips"), Path("tokens"), PortableCodec(bundled_checkpoint()), 4)
+        >>> _ = tokenize_corpus(run, workers=0, progress=False)  # as the command does it
+        >>> tokens = load_tokens("tokens", cache_dir="cache")
+        >>> tokens["name"][:], np.array(tokens["codes"][0]).shape, provenance_of(tokens)["num_quantizers"]
+        (['one.wav'], (4, 75), 4)
     """
     manifest = Path(folder) / "manifest.json"
     if not manifest.is_file():

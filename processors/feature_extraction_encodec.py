@@ -18,15 +18,31 @@ logger = logging.get_logger(__name__)
 
 
 class EncodecFeatureExtractor(SequenceFeatureExtractor):
-    """Checks, scales and pads audio.
+    """Checks, scales and pads audio: clips to the model's `input_values` and `padding_mask`.
 
-    Args:
-        feature_size (`int`): channels, 1 or 2.
-        sampling_rate (`int`): of the model, in Hz.
-        padding_value (`float`): what rows are padded with.
-        padding_side (`str`): "right"; or "left", where padding becomes silence that a row begins with, and codes are
+    Attributes:
+        feature_size (int): channels, 1 or 2.
+        sampling_rate (int): of the model, in Hz.
+        padding_value (float): what rows are padded with.
+        padding_side (str): "right"; or "left", where padding becomes silence that a row begins with, and codes are
             those of that. MusicGen's prompts are padded so, for a language model goes on from their ends.
-        chunk_length_s, overlap (`float`, *optional*): kept for the stock class, which reads the same JSON.
+        chunk_length_s (float, optional): of the model, in seconds; kept for the stock class, which reads the same
+            JSON.
+        overlap (float, optional): of the chunks, a fraction; kept for the same reason.
+
+    Raises:
+        ValueError: for a channel count, sampling rate or padding side that cannot be.
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec import EncodecFeatureExtractor, bundled_checkpoint
+        >>> extractor = EncodecFeatureExtractor.from_pretrained(bundled_checkpoint())
+        >>> clips = [np.zeros(3000, np.float32), np.full(2000, 16384, np.int16)]
+        >>> inputs = extractor(clips, sampling_rate=24000, return_tensors="np")
+        >>> inputs["input_values"].shape, inputs["padding_mask"].sum(axis=1).tolist()
+        ((2, 1, 3000), [3000, 2000])
+        >>> float(inputs["input_values"][1, 0, 0])
+        0.5
     """
 
     model_input_names = ["input_values", "padding_mask"]
@@ -52,7 +68,7 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
 
     @classmethod
     def for_model(cls, config) -> "EncodecFeatureExtractor":
-        """The one that a model of this `EncodecConfig` wants."""
+        """The one that a model of this `config`, an `EncodecConfig`, wants."""
         return cls(
             feature_size=config.audio_channels,
             sampling_rate=config.sampling_rate,
@@ -62,12 +78,12 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def chunk_length(self) -> int | None:
-        """Samples per chunk."""
+        """Samples per chunk, `None` without chunks."""
         return None if self.chunk_length_s is None else int(self.chunk_length_s * self.sampling_rate)
 
     @property
     def chunk_stride(self) -> int | None:
-        """Samples from one chunk's start to the next one's."""
+        """Samples from one chunk's start to the next one's, `None` without chunks."""
         if self.chunk_length_s is None or self.overlap is None:
             return None
         return max(1, int((1.0 - self.overlap) * self.chunk_length))
@@ -84,8 +100,9 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
         """Batch of one or several clips.
 
         Args:
-            raw_audio: a clip, `(T,)` or `(channels, T)`; or several, a list of clips or an array `(B, channels, T)`.
-                Clips are NumPy arrays, tensors or lists of numbers; integers are taken as PCM of their width.
+            raw_audio (array, tensor or list): a clip, `(T,)` or `(channels, T)`; or several, a list of clips or an
+                array `(B, channels, T)`. Clips are NumPy arrays, tensors or lists of numbers; integers are taken as
+                PCM of their width.
             padding: `True` or `"longest"` (default), `"max_length"`, or `False` for rows as they are and no mask.
             truncation: cut rows at `max_length`, or at the shortest row without one.
             max_length: in samples.

@@ -37,23 +37,33 @@ HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "revision", "l
 class EncodecProcessor(ProcessorMixin):
     """Audio to `input_ids`, `attention_mask` and `labels`; ids to codes and audio.
 
-        processor = EncodecProcessor.for_model(model, bandwidth=3.0)
-        specials = {f"{name}_token_id": getattr(processor, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-        lm = LlamaForCausalLM(LlamaConfig(vocab_size=processor.vocab_size, **specials))
-        loss = lm(**processor(clips, 24000)).loss
-        ids = lm.generate(**prompt, max_new_tokens=600, logits_processor=[NextCodebook(...)])
-        audio = processor.decode(ids, incomplete="drop")
-
-    `NextCodebook`, of `modeling_encodec.examples.audio_lm`, keeps sampling to the codebook whose turn it is. With a
-    codec a processor cannot be pickled: for data sets in several processes take `CodecTokenizer`, and here its codes.
+    `modeling_encodec.examples.audio_lm` trains a model on what it gives; `NextCodebook` there keeps sampling to the
+    codebook whose turn it is. With a codec a processor cannot be pickled: for data sets in several processes take
+    `CodecTokenizer`, and here its codes.
 
     Args:
-        feature_extractor (`EncodecFeatureExtractor`): of the codec.
-        audio_tokenizer (`EncodecModel`, *optional*): the codec, this project's; without one only codes come and go.
-        vocabulary (`CodeVocabulary` or its fields as a `dict`): how codes become ids.
+        feature_extractor (EncodecFeatureExtractor): of the codec.
+        audio_tokenizer (EncodecModel, optional): the codec, this project's; without one only codes come and go.
+        vocabulary (CodeVocabulary or its fields as a dict): how codes become ids.
 
     Raises:
         ValueError: if there is no vocabulary, or the three do not belong together.
+
+    Examples:
+        >>> import torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from modeling_encodec import EncodecModel, EncodecProcessor, bundled_checkpoint
+        >>> model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+        >>> processor = EncodecProcessor.for_model(model, bandwidth=1.5)
+        >>> batch = processor([0.1 * torch.randn(24000)], 24000)
+        >>> batch["input_ids"].shape, processor.vocab_size  # BOS, 75 frames of 2 codes, EOS
+        (torch.Size([1, 152]), 2051)
+        >>> size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        >>> lm = LlamaForCausalLM(LlamaConfig(vocab_size=processor.vocab_size, **size))
+        >>> lm(**batch).loss.isfinite()
+        tensor(True)
+        >>> processor.decode(batch["input_ids"])[0].shape
+        torch.Size([1, 24000])
     """
 
     def __init__(self, feature_extractor, audio_tokenizer=None, vocabulary=None):
@@ -71,8 +81,8 @@ class EncodecProcessor(ProcessorMixin):
     def for_model(
         cls, model, bandwidth: float | None = None, *, num_quantizers: int | None = None, **settings
     ) -> "EncodecProcessor":
-        """The processor of an `EncodecModel`, at a bandwidth (kbps) or number of codebooks; `settings` are those of
-        `CodeVocabulary`, such as its layout.
+        """The processor of an `EncodecModel`, the `model`, at a `bandwidth` (kbps) or `num_quantizers` codebooks;
+        `settings` are those of `CodeVocabulary`, such as its layout.
 
         Raises:
             ValueError: as `CodeVocabulary.for_model`, so where the model has several bandwidths and none is given.
@@ -126,11 +136,13 @@ class EncodecProcessor(ProcessorMixin):
         """A batch of clips for a language model, on the CPU.
 
         Args:
-            audio: a clip or several, as `EncodecFeatureExtractor` takes them.
+            audio (array, tensor or list): a clip or several, as `EncodecFeatureExtractor` takes them.
             sampling_rate: of the audio, in Hz.
-            codes: instead of audio: codes (K, F) of a clip, or of several, (B, K, F) or a list, as arrays, tensors or
-                lists, such as rows of a tokenised data set; `lengths` are the frames of each row.
-            add_bos, add_eos: whether rows begin with BOS and end with EOS; a prompt has no EOS.
+            codes (array, tensor or list): instead of audio: codes (K, F) of a clip, or of several, (B, K, F) or a
+                list, such as rows of a tokenised data set.
+            lengths (sequence of int): frames of each row of codes.
+            add_bos: whether rows begin with BOS.
+            add_eos: whether rows end with EOS; a prompt has none.
             padding_side: "right", or "left" for prompts of a batch.
             return_labels: whether there are labels.
             return_audio_info: also return `audio_lengths` (B,) in samples and, of a model that normalises,
@@ -205,8 +217,9 @@ class EncodecProcessor(ProcessorMixin):
         """Codes (K, F) of each row of ids; padding, BOS and EOS around them are taken off.
 
         Args:
-            ids: a row, a batch, or a list of rows, as `__call__` or a language model gives them; of a delay layout
-                also (B * K, L), as MusicGen's decoder takes them. (Its `generate` gives codes: the delay is off.)
+            ids (array, tensor or list): a row, a batch, or a list of rows, as `__call__` or a language model gives
+                them; of a delay layout also (B * K, L), as MusicGen's decoder takes them. (Its `generate` gives codes:
+                the delay is off.)
             incomplete: "error" or "drop", for frames at the end that are not whole.
 
         Raises:
@@ -224,9 +237,11 @@ class EncodecProcessor(ProcessorMixin):
         """Audio (channels, T) of each row of ids, float32 on the CPU.
 
         Args:
-            ids, incomplete: as of `decode_codes`.
-            audio_scales: of a model that normalises: (B, chunks), a list of rows of them, or a number for all.
-            audio_lengths: samples of each row; without them audio is whole frames long.
+            ids (array, tensor or list): as of `decode_codes`.
+            incomplete: as of `decode_codes`.
+            audio_scales (array, tensor, list or float): of a model that normalises: (B, chunks), a list of rows of
+                them, or a number for all.
+            audio_lengths (sequence of int): samples of each row; without them audio is whole frames long.
 
         Raises:
             ValueError: as `decode_codes`, for scales or lengths that do not fit, or if there is no codec.
@@ -334,7 +349,8 @@ class EncodecProcessor(ProcessorMixin):
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """The saved settings, and the codec if it is found and no `audio_tokenizer` is given (None for none)."""
+        """The settings saved at `pretrained_model_name_or_path`, and the codec if it is found and no `audio_tokenizer`
+        is given (None for none). What holds no processor is a ValueError."""
         settings, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "vocabulary" not in settings:
             raise ValueError(

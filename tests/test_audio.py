@@ -101,6 +101,8 @@ def test_missing_empty_and_infinite_files(tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros((0, 1)), 24000)
     with pytest.raises(ValueError, match="no audio"):
         read_audio(tmp_path / "empty.wav")
+    with pytest.raises(ValueError, match="sampling_rate is 0 Hz, allowed: at least 1"):
+        read_audio(tmp_path / "empty.wav", 0)
     soundfile.write(tmp_path / "nan.wav", np.array([0, np.nan]), 24000, subtype="FLOAT")
     with pytest.raises(ValueError, match="NaN"):
         read_audio(tmp_path / "nan.wav")

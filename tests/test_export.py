@@ -102,6 +102,14 @@ def test_onnx(small_models, tmp_path, name):
 
 @needs_onnx
 @torch.no_grad()
+def test_codebooks_that_are_not_there_are_refused_before_anything_is_written(small_models, tmp_path):
+    pytest.importorskip("onnxscript")
+    for count in (0, 99):
+        with pytest.raises(ValueError, match=f"num_quantizers is {count}, allowed: 1 to 8"):
+            export_onnx(small_models["24khz"], tmp_path / "onnx", count)
+    assert not (tmp_path / "onnx").exists()
+
+
 def test_streams_by_onnx_steps_are_the_same(small_models, tmp_path):
     model, other = small_models["24khz"], small_models["32khz"]
     export_onnx(model, tmp_path, 4)

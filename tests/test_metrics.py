@@ -149,6 +149,11 @@ def test_nothing_to_judge_is_no_number(name):
     assert score(audio, np.zeros_like(audio), 24000) == (0 if name == "stoi" else 1)  # and this not a number
 
 
+def test_visqol_has_two_modes():
+    with pytest.raises(ValueError, match="mode is 'music', allowed: audio, speech"):
+        visqol(np.zeros((1, 8)), np.zeros((1, 8)), 48000, "music")
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     names, missing = choose_metrics(None)

@@ -92,8 +92,9 @@ def test_every_command_of_the_readme_runs(folder):
     assert len(done) > 20
     for made in ("out.ecdc", "back.wav", "coded/speech_a.ecdc", "old.ecdc", "talk.ecdc", "beside.png", "mine.th"):
         assert (folder / made).stat().st_size, made
-    for made in ("runs/mine/model", "runs/lm/model", "onnx_files/encoder_step.onnx", "tokens/manifest.json", "scores/evaluation.json"):
+    for made in ("runs/mine/model", "runs/lm/model", "onnx_files/encoder_step.onnx", "tokens/manifest.json"):
         assert (folder / made).exists(), made
+    assert (folder / "scores" / "evaluation.json").exists()
     length = (folder / "in.pcm").stat().st_size
     assert (folder / "out.pcm").stat().st_size == pytest.approx(length, abs=2 * 320)  # whole frames
 

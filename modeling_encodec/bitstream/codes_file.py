@@ -39,7 +39,7 @@ MOST_FRAMES, MOST_CHUNKS = (1 << 16) - 1, 255
 
 @dataclass(frozen=True)
 class DecodedSegment:
-    """One segment's codes (K, F), int64, and its chunks' scales, if the model normalises."""
+    """One segment's codes (K, F), int64, and its chunks' scales, none if the model does not normalise."""
 
     index: int
     codes: np.ndarray
@@ -50,9 +50,18 @@ class EcdcWriter:
     """Writes codes as they come; the file needs no seeking, and the signal's length need not be known before its end.
     Where the file can be sought in, the length is put into the header then.
 
-    writer = EcdcWriter(file, model, num_codebooks=8, lm=lm)
-    writer.write(codes)  # (K, F), as often as there are any
-    writer.close(audio_length)
+    Examples:
+        >>> import io, torch
+        >>> from modeling_encodec import EcdcWriter, EncodecModel, bundled_checkpoint, read_codes
+        >>> model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+        >>> file, codes = io.BytesIO(), torch.arange(80).view(2, 40).numpy()
+        >>> writer = EcdcWriter(file, model, num_codebooks=2, model_name="encodec_24khz_c16")
+        >>> writer.write(codes[:, :25])  # as often as there are any
+        >>> writer.write(codes[:, 25:])
+        >>> writer.close(audio_length=40 * 320)
+        >>> _ = file.seek(0)
+        >>> bool((read_codes(file, model) == codes).all())
+        True
     """
 
     def __init__(
@@ -69,15 +78,19 @@ class EcdcWriter:
         file_id: int | None = None,
     ):
         """Args:
+            file: binary, open for writing.
+            model: the codec that the codes are of.
             num_codebooks: of the codes that will come.
+            model_name: what the file calls the model.
             lm: codes with it what gets shorter by it; it needs its integer form.
-            model_name, lm_name: what the file calls them.
+            lm_name: what the file calls the language model.
             segment_seconds: what is lost at most when a byte is; and the delay of a stream.
             audio_length: samples, if known.
             file_id: a number of 32 bits that tells this file's segments from others'; by default a hash of the first.
 
         Raises:
             ValueError: for a language model of another codec, or without integer form.
+            EcdcError: for names or numbers that the header has no room for. It is a `ValueError`.
         """
         config = model.config
         self.file, self.config, self.file_id, self.segments = file, config, file_id, None
@@ -105,7 +118,11 @@ class EcdcWriter:
         self.scales: list[float] = []
 
     def write(self, codes: np.ndarray, scale: float | None = None) -> None:
-        """Add codes (K, F); one whole chunk and its scale if the model has chunks. Full segments are written."""
+        """Add `codes` (K, F); one whole chunk and its `scale` if the model has chunks. Full segments are written.
+
+        Raises:
+            ValueError: for codes of another number of codebooks, or outside them.
+        """
         chunks = self.config.chunk_length is not None
         codes = np.asarray(codes)
         if codes.dtype.kind not in "iu" or codes.ndim != 2 or codes.shape[0] != self.header.codebooks:
@@ -130,7 +147,11 @@ class EcdcWriter:
             self._write_segment(frames)
 
     def close(self, audio_length: int) -> None:
-        """Write what is left, and the end. `audio_length` is the whole signal's, in samples."""
+        """Write what is left, and the end; the file stays open. `audio_length` is the whole signal's, in samples.
+
+        Raises:
+            EcdcError: for a length that the codes written do not have.
+        """
         frames = sum(piece.shape[1] for piece in self.pending)
         if frames:
             self._write_segment(frames)
@@ -182,10 +203,27 @@ def _can_go_back(file: BinaryIO) -> bool:
 
 
 class EcdcReader:
-    """Reads codes as they come: `DecodedSegment`s, a `Damage` where there are none, the `End`."""
+    """Reads codes as they come: `DecodedSegment`s, a `Damage` where there are none, the `End`.
+
+    Examples:
+        >>> import io, torch
+        >>> from modeling_encodec import EcdcReader, EncodecModel, bundled_checkpoint, compress
+        >>> model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+        >>> file = io.BytesIO(compress(model, torch.zeros(1, 30000), 6.0, segment_seconds=1.0))
+        >>> reader = EcdcReader(file)
+        >>> reader.header.codebooks, reader.header.audio_length
+        (8, 30000)
+        >>> first, second, end = reader.read(model)
+        >>> first.codes.shape, second.codes.shape, end.audio_length
+        ((8, 75), (8, 19), 30000)
+    """
 
     def __init__(self, file: BinaryIO, header: Header | None = None):
-        """`file` stands at its beginning, or after the `header` that was read from it."""
+        """`file` stands at its beginning, or after the `header` that was read from it.
+
+        Raises:
+            EcdcError: if the header is damaged, or not of version 1.
+        """
         self.file, self.header = file, header or read_header(file)
 
     def read(
@@ -200,6 +238,7 @@ class EcdcReader:
         """What the file holds, in order, decoded as it arrives.
 
         Args:
+            model: the codec that the file was made with.
             lm: the language model, needed if the file names one.
             together: segments that are waited for, to be decoded at once, which is faster.
             first: the segment at which the file stands, after `container.seek_segment`.
@@ -253,7 +292,11 @@ class EcdcReader:
 
 
 def segment_size(config: EncodecConfig, seconds: float) -> tuple[int, int]:
-    """Frames of a segment of about so many seconds, at most, and samples from its start to the next one's."""
+    """Frames of a segment of about so many `seconds`, at most, and samples from its start to the next one's.
+
+    Raises:
+        ValueError: unless `seconds` is finite and above 0.
+    """
     if not 0 < seconds < math.inf:
         raise ValueError(f"segment_seconds is {seconds}, allowed: a finite number above 0")
     samples = seconds * config.sampling_rate

@@ -41,7 +41,8 @@ def compress(
         audio: (channels, T) at the model's rate, in [-1, 1].
         bandwidth: kbps, one of the model's; its smallest by default.
         lm: language model, with its integer form, that codes what gets shorter by it (paper 3.3).
-        **options: as of `compress_to_file`: `num_quantizers`, `model_name`, `lm_name`, `segment_seconds`, `version`.
+        **options (keyword arguments): as of `compress_to_file`: `num_quantizers`, `model_name`, `lm_name`,
+            `segment_seconds`, `version`.
 
     Returns:
         What `compress_to_file` writes.
@@ -57,7 +58,7 @@ def compress(
         >>> audio = 0.1 * torch.randn(1, 24000)  # a second
         >>> data = compress(model, audio, bandwidth=6.0)
         >>> len(data)  # 750 bytes of codes; a header, checksums and the end
-        868
+        867
         >>> decoded, rate = decompress(data, model)
         >>> decoded.shape, rate
         (torch.Size([1, 24000]), 24000)
@@ -211,10 +212,10 @@ def decompress(
         data: the file's bytes.
         model: the codec; by default the one that the file names.
         lm: the language model, if the file is coded with one; by default the one that it names.
-        **options: as of `decompress_blocks`: `strict`, `conceal`, `other_decoder`, `on_damage`.
+        **options (keyword arguments): as of `decompress_blocks`: `strict`, `conceal`, `other_decoder`, `on_damage`.
 
     Returns:
-        The audio (channels, T), float32 on the model's device, and its sampling rate in Hz.
+        The audio (channels, T), in the model's dtype and on its device, and its sampling rate in Hz.
 
     Raises:
         EcdcError: a `ValueError`: for damage, or models the file was not made with, as of `decompress_blocks`.
@@ -246,10 +247,10 @@ def decompress_from_file(
         file: binary, open for reading; it need not be seekable.
         model: the codec; by default the one that the file names.
         lm: the language model, if the file is coded with one; by default the one that it names.
-        **options: as of `decompress_blocks`: `strict`, `conceal`, `other_decoder`, `on_damage`.
+        **options (keyword arguments): as of `decompress_blocks`: `strict`, `conceal`, `other_decoder`, `on_damage`.
 
     Returns:
-        The audio (channels, T), float32 on the model's device, and its sampling rate in Hz.
+        The audio (channels, T), in the model's dtype and on its device, and its sampling rate in Hz.
 
     Raises:
         EcdcError: a `ValueError`: for damage, or models the file was not made with, as of `decompress_blocks`.
@@ -287,7 +288,7 @@ def decompress_blocks(
         model: what to decode with, whatever it is called in the file; by default the one that the file names.
         lm: the language model, in the same way.
         strict: damage is an error. Otherwise undamaged segments are decoded and the others concealed. Files of
-            version 0 have no checksums, and their damage is always an error.
+            version 0 have no checksums: what is seen of their damage is always an error.
         conceal: damaged segments become silence, or the segment before them again.
         other_decoder: take a model with the file's codebooks and another decoder: trained on, or in half precision.
         on_damage: gets each damaged range; by default a line of the log says it.

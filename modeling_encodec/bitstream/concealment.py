@@ -83,7 +83,7 @@ def join_segments(
 
 
 def check_way(conceal: str) -> None:
-    """Refuse what is no way to conceal."""
+    """Refuse what is no way to conceal, with a ValueError."""
     if conceal not in WAYS:
         raise ValueError(f"conceal is {conceal!r}, allowed: {', '.join(WAYS)}")
 

@@ -65,7 +65,11 @@ RANGES = {
 
 @dataclass(frozen=True)
 class Header:
-    """What holds for the whole file, checked. Fingerprints have 16 hex digits; lengths are in samples."""
+    """What holds for the whole file, checked. Fingerprints have 16 hex digits; lengths are in samples.
+
+    Raises:
+        EcdcError: for a value that the format has no room for. It is a `ValueError`.
+    """
 
     model_name: str
     model_fingerprint: str
@@ -100,10 +104,12 @@ class Header:
 
     @property
     def bits_per_code(self) -> int:
+        """Bits that one code takes when packed."""
         return (self.codebook_size - 1).bit_length()
 
     @property
     def segments(self) -> int | None:
+        """Segments of the whole file, `None` where its length is not known."""
         return None if self.audio_length is None else self.segments_in(self.audio_length)
 
     def raw_size(self, frames: int) -> int:
@@ -160,12 +166,29 @@ class Damage:
 
 
 def write_header(file: BinaryIO, header: Header) -> None:
-    """Write `header` and its checksum."""
+    """Write `header` and its checksum to a binary `file`."""
     file.write(_header_bytes(header))
 
 
 def read_header(file: BinaryIO) -> Header:
-    """The header, checked: anything else is an EcdcError. The file stands at the first segment after it."""
+    """The header, checked. The file stands at the first segment after it.
+
+    Raises:
+        EcdcError: if it is no `.ecdc` file of version 1, or its header is cut off or damaged.
+
+    Examples:
+        >>> import io
+        >>> from modeling_encodec.bitstream.container import Header, read_header, write_header
+        >>> header = Header(
+        ...     model_name="codec", model_fingerprint="0123456789abcdef", sampling_rate=24000, channels=1, codebooks=8,
+        ...     codebook_size=1024, hop_length=320, frames_per_segment=750, samples_per_segment=240000, file_id=7,
+        ... )
+        >>> file = io.BytesIO()
+        >>> write_header(file, header)
+        >>> _ = file.seek(0)
+        >>> read_header(file) == header, header.raw_size(75)  # bytes of a second at 6 kbps
+        (True, 750)
+    """
     data = read_exactly(file, len(MAGIC) + 1, "header")
     if data[:-1] != MAGIC:
         raise EcdcError(f"not an .ecdc file: it starts with {data[:-1]!r}, allowed: {MAGIC!r}")
@@ -208,13 +231,22 @@ class SegmentWriter:
         self.segments, self.digest, self.closed = 0, 0, False
 
     def write(self, frames: int, scales: Sequence[float], payload: bytes, coded_with_lm: bool) -> None:
-        """Write the next segment. What a reader would take for damage is an EcdcError, and nothing is written."""
+        """Write the next segment: how many `frames`, the `scales` of its chunks, its `payload`, and whether that is
+        `coded_with_lm`.
+
+        Raises:
+            EcdcError: for what a reader would take for damage; nothing is then written.
+        """
         checksum = self._write(LM if coded_with_lm else RAW, frames, scales, payload)
         self.digest = zlib.crc32(CHECKSUM.pack(checksum), self.digest)
         self.segments += 1
 
     def close(self, audio_length: int) -> None:
-        """Write the end; `file` stays open. `audio_length` is what all segments together cover."""
+        """Write the end; `file` stays open. `audio_length` is what all segments together cover, in samples.
+
+        Raises:
+            EcdcError: for a length that they do not have.
+        """
         if type(audio_length) is not int or audio_length < 0:
             raise EcdcError(f"audio_length is {audio_length!r}, allowed: whole numbers from 0")
         end = End(self.segments, audio_length, self.digest)
@@ -242,6 +274,7 @@ def read_segments(file: BinaryIO, header: Header, *, first: int = 0) -> Iterator
     Segments come in order. Numbers that do not come are in a Damage in their place, and what lies between segments is
     in a Damage of no segments; one over everything comes if the end does not fit what was read. Without a Damage,
     every byte is as written. `file` stands at segment `first`; only from 0 on can the end's last checksum be compared.
+    Nothing that a file holds is an error here.
     """
     window = _Window(file)
     expected, digest, reason = first, None if first else 0, None
@@ -277,7 +310,11 @@ def read_segments(file: BinaryIO, header: Header, *, first: int = 0) -> Iterator
 
 
 def seek_segment(file: BinaryIO, header: Header, index: int) -> int:
-    """Put `file`, with its header at byte 0, at segment `index`, over the heads or by a search; returns the place."""
+    """Put `file`, with its header at byte 0, at segment `index`, over the heads or by a search; returns the place.
+
+    Raises:
+        EcdcError: for a segment that is not in the file.
+    """
     most = header.segments or MOST_SEGMENTS
     if not 0 <= index < most:
         raise EcdcError(f"segment is {index}, allowed: 0 to {most - 1}")

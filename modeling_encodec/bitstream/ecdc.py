@@ -51,7 +51,7 @@ class EcdcHeader:
 
 
 def write_header(file: BinaryIO, header: EcdcHeader) -> None:
-    """Magic, version and JSON, spelt as the original spells them."""
+    """Write magic, version and JSON of `header`, spelt as the original spells them."""
     fields = {
         "m": header.model_name,
         "al": header.audio_length,
@@ -95,7 +95,7 @@ def read_header(file: BinaryIO) -> EcdcHeader:
 
 
 def write_segment(file: BinaryIO, codes: np.ndarray, bits: int) -> None:
-    """One chunk's `codes` (K, F) of `bits` bits each."""
+    """Write one chunk's `codes` (K, F) of `bits` bits each."""
     file.write(pack(codes.T.reshape(-1), bits))
 
 
@@ -110,7 +110,7 @@ def read_segment(file: BinaryIO, codebooks: int, frames: int, bits: int) -> np.n
 
 
 def write_scale(file: BinaryIO, scale: float) -> None:
-    """The loudness that the next chunk was divided by."""
+    """Write the loudness that the next chunk was divided by."""
     file.write(SCALE.pack(scale))
 
 
@@ -127,13 +127,21 @@ def read_scale(file: BinaryIO) -> float:
 
 
 def read_end(file: BinaryIO) -> None:
-    """Make sure that nothing follows."""
+    """Make sure that nothing follows.
+
+    Raises:
+        EcdcError: if something does.
+    """
     if file.read(1):
         raise EcdcError("bytes follow the last segment, allowed: none")
 
 
 def read_exactly(file: BinaryIO, size: int, what: str) -> bytes:
-    """`size` bytes, read in pieces, so that a false size costs no more memory than the file has bytes."""
+    """`size` bytes, read in pieces, so that a false size costs no more memory than the file has bytes.
+
+    Raises:
+        EcdcError: if there are fewer, which it calls the `what`.
+    """
     data = bytearray()
     while len(data) < size:
         piece = file.read(min(size - len(data), READ_BYTES))

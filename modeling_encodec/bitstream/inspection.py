@@ -16,6 +16,23 @@ def describe(file: BinaryIO, size: int, model: str | None = None) -> dict[str, s
         file: binary, open for reading.
         size: of the file, in bytes.
         model: folder or Hub id of the model, where a version 0 file's name for it does not tell.
+
+    Returns:
+        What to show, by name: format, model, codebooks, language model, segments, bytes, saving, samples, sampling
+        rate, duration, bit rate and damage, as far as the file tells.
+
+    Raises:
+        EcdcError: if it is no `.ecdc` file, or its header is damaged.
+
+    Examples:
+        >>> import io, torch
+        >>> from modeling_encodec import EncodecModel, bundled_checkpoint, compress
+        >>> from modeling_encodec.bitstream.inspection import describe
+        >>> model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()
+        >>> data = compress(model, torch.zeros(1, 48000), 6.0)
+        >>> lines = describe(io.BytesIO(data), len(data))
+        >>> lines["codebooks"], lines["duration"], lines["bit rate"]
+        ('8', '2.00 s', '6.468 kbps, 59.4 times less than 16-bit PCM')
     """
     header, file = read_any_header(file)
     if isinstance(header, EcdcHeader):

@@ -37,7 +37,12 @@ WARNING = (
 def write_original(
     file: BinaryIO, model: EncodecModel, coded: EncodecEncoderOutput, name: str, lm: EncodecLM | None = None
 ) -> None:
-    """Write one coded clip (a batch of one) as version 0, under the model's `name`."""
+    """Write one clip, `coded` by `encode` as a batch of one, as version 0, under the model's `name`; its codes with
+    `lm`, in floats, if there is one.
+
+    Raises:
+        ValueError: for a language model that version 0 has no place for.
+    """
     if lm is not None:
         logger.warning(WARNING)
     codes, length = coded.audio_codes[:, 0].cpu(), int(coded.audio_lengths[0])

@@ -13,12 +13,24 @@ def bundled_checkpoint() -> Path:
     """Folder of the checkpoint that comes with the package: 24 kHz mono, 16 filters, 1.5 to 12 kbps.
 
     Its README.md says how it was made, its licence and its limits.
+
+    Examples:
+        >>> from modeling_encodec import EncodecConfig, bundled_checkpoint
+        >>> EncodecConfig.from_pretrained(bundled_checkpoint()).target_bandwidths
+        [1.5, 3.0, 6.0, 12.0]
     """
     return Path(__file__).parent / BUNDLED
 
 
 def bundled_lm_checkpoint() -> Path:
-    """Folder of the language model for the bundled codec, in its integer form."""
+    """Folder of the language model for the bundled codec, in its integer form.
+
+    Examples:
+        >>> from modeling_encodec import EncodecLMConfig, bundled_lm_checkpoint
+        >>> config = EncodecLMConfig.from_pretrained(bundled_lm_checkpoint())
+        >>> config.num_codebooks, config.has_integer_form, config.has_float_form
+        (16, True, False)
+    """
     return Path(__file__).parent / BUNDLED_LM
 
 

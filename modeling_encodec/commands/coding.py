@@ -10,7 +10,18 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from modeling_encodec.commands.shared import Device, Force, LMModel, Model, Precision, UsageError, load, one_line, say
+from modeling_encodec.commands.shared import (
+    Device,
+    Force,
+    LMModel,
+    Model,
+    NamedModel,
+    Precision,
+    UsageError,
+    load,
+    one_line,
+    say,
+)
 
 
 STREAM = "-"
@@ -20,6 +31,10 @@ Paths = Annotated[
     list[str], typer.Argument(metavar="IN... OUT", help="Files or folders, then the target. '-' is a pipe.")
 ]
 Stream = Annotated[bool, typer.Option("--stream", help="Live, in a pipe: raw 16-bit PCM at the model's rate, '- -'.")]
+NamedLM = Annotated[
+    str | None,
+    typer.Option("--lm-model", help="Language model: folder or Hub id (default: the one that a file names)."),
+]
 Mode = Annotated[
     str, typer.Option("--mode", help="Of a stream: exact (as a file), low_latency (no wait at its beginning).")
 ]
@@ -100,8 +115,8 @@ def encode(
 
 def decode(
     paths: Paths,
-    model: Model = None,
-    lm_model: LMModel = None,
+    model: NamedModel = None,
+    lm_model: NamedLM = None,
     strict: Annotated[bool, typer.Option("--strict", help="Damage is an error, and nothing is written.")] = False,
     conceal: Annotated[str, typer.Option("--conceal", help="Damaged parts become: silence, repeat.")] = "silence",
     other_decoder: Annotated[
@@ -180,7 +195,7 @@ def decode(
 
 
 def info(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help=".ecdc files.")], model: Model = None
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help=".ecdc files.")], model: NamedModel = None
 ) -> None:
     """What .ecdc files hold."""
     from modeling_encodec.bitstream.inspection import describe

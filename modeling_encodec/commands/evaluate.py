@@ -41,21 +41,22 @@ def metrics(
         typer.Option("--anchor", help="opus@KBPS, mp3@KBPS, none (default: opus@6, 12, 24, mp3@64). Repeatable."),
     ] = None,
     original: Annotated[
-        Path | None, typer.Option("--original", help="Folder with the encodec package's released weights.")
+        Path | None,
+        typer.Option("--original", help="Folder of the encodec package's weights (default: its own cache)."),
     ] = None,
     category: Annotated[
         str | None,
         typer.Option("--category", help="Field or column with the category (default: category, kind, domain)."),
     ] = None,
     most: Annotated[int | None, typer.Option("--most", min=1, help="Clips of each category (default: all).")] = None,
-    least_seconds: Annotated[float, typer.Option("--least-seconds", help="Leave shorter clips out.")] = 0.0,
+    least_seconds: Annotated[float, typer.Option("--least-seconds", help="Leave out clips of fewer seconds.")] = 0.0,
     most_seconds: Annotated[
         float | None,
-        typer.Option("--most-seconds", help="Of longer clips take the middle (ViSQOL of 10 min: 5 GB)."),
+        typer.Option("--most-seconds", help="Of longer clips take so much, the middle (ViSQOL of 10 min: 5 GB)."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the choice of clips.")] = 0,
-    split: Annotated[str, typer.Option("--split", help="Of a dataset.")] = "test",
-    subset: Annotated[str | None, typer.Option("--subset", help="Of a dataset.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of clips.")] = 0,
+    split: Annotated[str, typer.Option("--split", help="Split of a dataset.")] = "test",
+    subset: Annotated[str | None, typer.Option("--subset", help="Configuration of a Hub dataset.")] = None,
     column: Annotated[str, typer.Option("--column", help="A dataset's audio column.")] = "audio",
     device: Device = "cpu",
     precision: Precision = "exact",

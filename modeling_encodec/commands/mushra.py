@@ -28,12 +28,12 @@ def prepare(
     category: Annotated[
         str | None, typer.Option("--category", help="Field or column with the category (default: as evaluate).")
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="Of a dataset.")] = "test",
-    subset: Annotated[str | None, typer.Option("--subset", help="Of a dataset.")] = None,
+    split: Annotated[str, typer.Option("--split", help="Split of a dataset.")] = "test",
+    subset: Annotated[str | None, typer.Option("--subset", help="Configuration of a Hub dataset.")] = None,
     column: Annotated[str, typer.Option("--column", help="A dataset's audio column.")] = "audio",
     samples: Annotated[int, typer.Option("--samples", help="Samples of each category.")] = 50,
-    seconds: Annotated[float, typer.Option("--seconds", help="Length of a sample.")] = 5.0,
-    seed: Annotated[int, typer.Option("--seed", help="Draws samples, places and names.")] = 0,
+    seconds: Annotated[float, typer.Option("--seconds", help="Seconds of a sample.")] = 5.0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of samples, places and names.")] = 0,
     per_listener: Annotated[int, typer.Option("--per-listener", help="Samples of one listening session.")] = 10,
     annotations: Annotated[int, typer.Option("--annotations", help="Ratings that each sample shall get.")] = 10,
     allow_fewer: Annotated[bool, typer.Option("--allow-fewer", help="Take what there is of a category.")] = False,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from modeling_encodec.commands.shared import Force, Model, load
+from modeling_encodec.commands.shared import Force, NamedModel, load
 
 
 def plot(
@@ -18,7 +18,7 @@ def plot(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture, a PNG.")],
-    model: Model = None,
+    model: NamedModel = None,
     force: Force = False,
 ) -> None:
     """A picture of what a file or folder holds.

@@ -14,7 +14,8 @@ def push(
     repository: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hub; made if it is not there.")],
     private: Annotated[bool, typer.Option("--private", help="A new repository is private.")] = False,
     revision: Annotated[
-        str | None, typer.Option("--revision", metavar="BRANCH", help="Made if it is not there (default: main).")
+        str | None,
+        typer.Option("--revision", metavar="BRANCH", help="Branch, made if it is not there (default: main)."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be uploaded.")] = False,
     evaluation: Annotated[

@@ -10,6 +10,9 @@ import typer
 UsageError = typer.BadParameter.__base__
 
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder or Hub id (default: the bundled one).")]
+NamedModel = Annotated[
+    str | None, typer.Option("--model", "-m", help="Model folder or Hub id (default: the one that a file names).")
+]
 LMModel = Annotated[
     str | None, typer.Option("--lm-model", help="Language model: folder or Hub id (default: the bundled one).")
 ]

@@ -20,20 +20,27 @@ def tokenize(
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the dataset of tokens.")],
     model: Model = None,
-    bandwidth: Annotated[float | None, typer.Option("--bandwidth", "-b", help="kbps.")] = None,
+    bandwidth: Annotated[
+        float | None, typer.Option("--bandwidth", "-b", help="kbps; needed where the model has several.")
+    ] = None,
     num_quantizers: Annotated[int | None, typer.Option("--num-quantizers", help="Codebooks, instead of kbps.")] = None,
     precision: Precision = "exact",
     device: Annotated[
         str | None, typer.Option("--device", help="cpu, cuda:1 ... (default: each process its GPU, or the CPU).")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", help="Processes that decode, for each that computes.")
+        int | None,
+        typer.Option(
+            "--workers", help="Processes that decode, for each that computes (default: on a CPU 0, else 1-8)."
+        ),
     ] = None,
     keep: Annotated[list[str] | None, typer.Option("--keep", help="Column to take along; may be repeated.")] = None,
     column: Annotated[str | None, typer.Option("--column", help="The audio's column (default: found out).")] = None,
-    split: Annotated[str, typer.Option("--split", help="Of a dataset; also what the output's is called.")] = "train",
-    subset: Annotated[str | None, typer.Option("--subset", help="Of a Hub dataset.")] = None,
-    revision: Annotated[str | None, typer.Option("--revision", help="Of a Hub dataset.")] = None,
+    split: Annotated[
+        str, typer.Option("--split", help="Split of a dataset; also the output's name for it.")
+    ] = "train",
+    subset: Annotated[str | None, typer.Option("--subset", help="Configuration of a Hub dataset.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub dataset.")] = None,
     streaming: Annotated[
         bool | None, typer.Option("--streaming/--no-streaming", help="Stream a dataset (default: from the Hub).")
     ] = None,
@@ -42,10 +49,10 @@ def tokenize(
     ] = None,
     shard_megabytes: Annotated[
         float | None,
-        typer.Option("--shard-megabytes", help="Audio files that become one of tokens, about (default: 8 to 256 MB)."),
+        typer.Option("--shard-megabytes", help="MiB of audio files in one of tokens, about (default: 8 to 256)."),
     ] = None,
     batch_seconds: Annotated[
-        float, typer.Option("--batch-seconds", help="Audio computed together; longer clips go in blocks.")
+        float, typer.Option("--batch-seconds", help="Seconds of audio computed together; longer clips go in blocks.")
     ] = 300,
     keep_broken: Annotated[
         bool, typer.Option("--keep-broken", help="Take what can be read of a source's file that breaks off.")

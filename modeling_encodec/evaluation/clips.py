@@ -80,11 +80,14 @@ def list_clips(
         source: a folder of audio; a manifest (.jsonl or .csv with a `path` in each row, .txt with paths, relative to
             the manifest); a folder of `datasets`' `save_to_disk`; or a dataset's Hub id.
         category: the manifest's field or dataset's column that names categories.
-        split, subset, column: of a dataset; `column` holds the audio.
+        split: of a dataset.
+        subset: of a dataset of the Hub.
+        column: of a dataset: that with the audio.
 
     Raises:
         FileNotFoundError: if there is no such source.
         ValueError: if it holds no audio, or has no such field.
+        ImportError: if `datasets` is needed and missing.
     """
     path = Path(source)
     saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))

@@ -53,7 +53,8 @@ class Evaluation:
     missing: dict[str, str]
 
     def describe(self) -> dict:
-        """What decides the results, and nothing else: equal for equal evaluations."""
+        """What decides the results, and nothing else: equal for equal evaluations. An ImportError for a package that
+        is missing."""
         config = self.model.config
         return {
             "format": 1,
@@ -125,7 +126,7 @@ def clip_path(folder: Path, number: int) -> Path:
 
 
 def method(metrics: Sequence[str]) -> dict:
-    """How everything is measured."""
+    """How everything is measured, of the `metrics` by their names; for `evaluation.json`."""
     return {
         "resampler": 'soxr "HQ", for files, between systems and for metrics',
         "alignment": "decoded audio cut or padded with zeros to the clip's length; no delay is taken out; `lag` is "
@@ -138,7 +139,7 @@ def method(metrics: Sequence[str]) -> dict:
 
 
 def versions(metrics: Sequence[str]) -> dict[str, str]:
-    """What is used, in which version.
+    """Packages and programs that are used, also for these `metrics`, in which version.
 
     Raises:
         ImportError: for a package that is missing, before the work.

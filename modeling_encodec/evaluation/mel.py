@@ -14,6 +14,19 @@ class MelSpectrogram(nn.Module):
     Divided by the window's energy, so that windows of all lengths give like values; HTK scale. The signal is mirrored
     at both ends so that the first frame is centred on the first hop. Below a window of 512 samples some of 64 bands
     hold no bin and stay 0.
+
+    Args:
+        sampling_rate: in Hz.
+        window: in samples.
+        bands: mel bands, up to half the sampling rate.
+        lowest: Hz that the first one begins at.
+
+    Examples:
+        >>> import torch
+        >>> from modeling_encodec.evaluation.mel import MelSpectrogram
+        >>> mel = MelSpectrogram(24000, 1024)(torch.sin(torch.arange(24000) * 2 * torch.pi * 3000 / 24000))
+        >>> mel.shape, mel[50].argmax().item()  # the middle of band 36, counted from 0, is 2.94 kHz
+        (torch.Size([94, 64]), 36)
     """
 
     def __init__(self, sampling_rate: int, window: int, bands: int = 64, lowest: float = 0.0):

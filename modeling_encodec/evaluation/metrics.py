@@ -14,6 +14,17 @@ def si_snr(reference: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
 
     Both signals lose their mean; the estimate's part along the reference is signal, the rest noise (paper 4.3).
     Infinite for an exact copy up to gain, minus infinity for silence; NaN where the reference is silent.
+
+    Raises:
+        ValueError: for shapes that differ.
+
+    Examples:
+        >>> import torch
+        >>> from modeling_encodec.evaluation.metrics import si_snr
+        >>> reference = torch.tensor([1.0, -1.0, 1.0, -1.0])
+        >>> noise = torch.tensor([0.1, 0.1, -0.1, -0.1])
+        >>> si_snr(reference, 3 * (reference + noise))  # in any gain
+        tensor(20.0000, dtype=torch.float64)
     """
     _check_shapes(reference, estimate)
     return _si_snr(reference.double(), estimate.double())
@@ -27,7 +38,10 @@ def windowed_si_snr(
 
     A window begins every half window as long as there is audio, filled up with zeros, so the last holds half a window
     of audio at most; energies have the float32 epsilon times the window's length added, so that silence gives a
-    number: 0 dB for silence of either.
+    number: 0 dB for a silent estimate, far below for sound where the reference is silent.
+
+    Raises:
+        ValueError: for shapes that differ.
     """
     _check_shapes(reference, estimate)
     window = max(2, int(seconds * sampling_rate))
@@ -39,7 +53,20 @@ def windowed_si_snr(
 
 def mel_distance(reference: torch.Tensor, estimate: torch.Tensor, sampling_rate: int) -> torch.Tensor:
     """How far spectra are apart, (..., T) -> (...): mean |difference| of log10 mel power (64 bands, windows 2^5 to
-    2^11 samples, each divided by its window's energy; powers below 1e-5 count as 1e-5). 0 for an exact copy."""
+    2^11 samples, each divided by its window's energy; powers below 1e-5 count as 1e-5). 0 for an exact copy.
+
+    Raises:
+        ValueError: for shapes that differ.
+
+    Examples:
+        >>> import torch
+        >>> from modeling_encodec.evaluation.metrics import mel_distance
+        >>> audio = torch.randn(24000)
+        >>> mel_distance(audio, audio, 24000)
+        tensor(0.)
+        >>> 1.5 < mel_distance(audio, 0.1 * audio, 24000).item() < 2  # 2, but for bands without a bin
+        True
+    """
     _check_shapes(reference, estimate)
     distances = []
     for exponent in range(5, 12):

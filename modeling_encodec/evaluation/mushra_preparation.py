@@ -72,9 +72,14 @@ def prepare_mushra(
     """Write a listening test into `folder`, whole or not at all, and return what its key.json holds.
 
     Args:
+        clips: with a name, a category and `read`, such as those of `evaluation.clips`.
         systems: name -> what codes and decodes audio (channels, T) at `sampling_rate` Hz, to the same shape.
+        folder: for the test; a new one.
+        sampling_rate: of the test, in Hz.
+        channels: of the test, 1 or 2.
         samples: samples of each category, one a clip.
         seconds: length of a sample; shorter clips, and clips (nearly) silent throughout, are left out.
+        seed: draws samples, places in clips, and names.
         per_listener: trials of a listening session, at most; sessions have equally many of each category, within one.
         annotations: ratings that each sample shall get, so listeners that each session needs.
         allow_fewer: take what there is of a category with fewer clips.

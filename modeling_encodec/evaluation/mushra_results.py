@@ -33,6 +33,8 @@ def read_ratings(paths: Iterable[str | os.PathLike], key: MushraKey, *, annotato
     """All ratings of result files, sorted, whatever the order of rows and files.
 
     Args:
+        paths: webMUSHRA's CSV files.
+        key: of the test, from `read_key`.
         annotator: the column that tells annotators apart (default: `listener`, else `session_uuid`).
 
     Raises:

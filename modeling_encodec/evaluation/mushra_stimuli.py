@@ -47,7 +47,7 @@ def low_pass_filter(cutoff: float, sampling_rate: int) -> np.ndarray:
 
 
 def low_pass(audio: np.ndarray, cutoff: float, sampling_rate: int) -> np.ndarray:
-    """Audio (channels, T) through `low_pass_filter`, of the same length and without delay."""
+    """Audio (channels, T) through `low_pass_filter`, of the same length and without delay; its ValueError."""
     taps = low_pass_filter(cutoff, sampling_rate)
     return oaconvolve(audio, taps[None], mode="same", axes=1).astype(np.float32)
 

@@ -35,12 +35,16 @@ def missing_package(metric: str) -> str | None:
 
 def visqol(reference: np.ndarray, estimate: np.ndarray, sampling_rate: int, mode: str = "audio") -> float | None:
     """ViSQOL's MOS-LQO of audio (channels, T): of music and all else in mode "audio" (1 to some 4.73), of speech in
-    mode "speech" (1 to some 4.7, by the lattice model).
+    mode "speech" (1 to some 4.7, by the lattice model). None where there is nothing to judge.
 
     Raises:
         ImportError: without the package.
+        ValueError: for shapes that differ, or another mode.
     """
-    rate = {"audio": 48_000, "speech": 16_000}[mode]
+    rates = {"audio": 48_000, "speech": 16_000}
+    if mode not in rates:
+        raise ValueError(f"mode is {mode!r}, allowed: {', '.join(rates)}")
+    rate = rates[mode]
     signals = _signals(reference, estimate, sampling_rate, rate, f"visqol_{mode}")
     if signals is None:
         return None
@@ -53,10 +57,12 @@ def visqol(reference: np.ndarray, estimate: np.ndarray, sampling_rate: int, mode
 
 
 def pesq(reference: np.ndarray, estimate: np.ndarray, sampling_rate: int) -> float | None:
-    """Wideband PESQ (ITU-T P.862.2, MOS-LQO from 1.04 to 4.64) of speech (channels, T).
+    """Wideband PESQ (ITU-T P.862.2, MOS-LQO from 1.04 to 4.64) of speech (channels, T); 1 for silence in its place,
+    and None where there is nothing to judge.
 
     Raises:
         ImportError: without the package.
+        ValueError: for shapes that differ.
     """
     signals = _signals(reference, estimate, sampling_rate, 16_000, "pesq")
     if signals is None:
@@ -73,10 +79,11 @@ def pesq(reference: np.ndarray, estimate: np.ndarray, sampling_rate: int) -> flo
 
 
 def stoi(reference: np.ndarray, estimate: np.ndarray, sampling_rate: int) -> float | None:
-    """Short-time objective intelligibility of speech (channels, T), 0 to 1.
+    """Short-time objective intelligibility of speech (channels, T), 0 to 1; None where there is nothing to judge.
 
     Raises:
         ImportError: without the package.
+        ValueError: for shapes that differ.
     """
     signals = _signals(reference, estimate, sampling_rate, sampling_rate, "stoi")
     if signals is None:

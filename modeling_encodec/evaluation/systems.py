@@ -74,13 +74,13 @@ class Codec:
     name = "encodec"
 
     def __init__(self, model: EncodecModel, kbps: float, lm: EncodecLM | None = None):
-        """Raises ValueError for a language model of another codec."""
+        """`kbps`: one of the model's bandwidths. A ValueError for a language model of another codec."""
         if lm is not None:
             check_lm(lm, model)
         self.model, self.kbps, self.lm = model, kbps, lm
 
     def code(self, audio: np.ndarray) -> Coded:
-        """Compressed and decompressed."""
+        """Float32 audio (channels, T) compressed and decompressed."""
         start = time.perf_counter()
         data = compress(self.model, audio, self.kbps)
         middle = time.perf_counter()
@@ -109,7 +109,12 @@ class Program:
             raise ValueError(f"{name} at {kbps:g} kbps, allowed: {low} to {high} for this model's audio")
 
     def code(self, audio: np.ndarray) -> Coded:
-        """Written as WAV, encoded and decoded by the program, read back at the same rate and length."""
+        """Float32 audio (channels, T) written as WAV, encoded and decoded by the program, read back at the same rate
+        and length.
+
+        Raises:
+            RuntimeError: if the program fails, with what it says.
+        """
         with tempfile.TemporaryDirectory() as folder:
             wav, coded, back = (Path(folder) / name for name in ("in.wav", f"coded.{self.name}", "back.wav"))
             soundfile.write(wav, resample(audio, self.sampling_rate, self.rate).T, self.rate, subtype="FLOAT")
@@ -145,7 +150,7 @@ class Original:
 
     @torch.no_grad()
     def code(self, audio: np.ndarray) -> Coded:
-        """Encoded and decoded by that package."""
+        """Float32 audio (channels, T) encoded and decoded by that package."""
         from encodec.compress import compress_to_file
 
         self.model.set_target_bandwidth(self.kbps)
@@ -170,6 +175,8 @@ def make_systems(
     """What to evaluate beside what, and which anchors are missing, with the reason.
 
     Args:
+        model: the codec that is evaluated.
+        lm: language model, whose bytes are counted beside those without.
         bandwidths: kbps of the model, all by default.
         anchors: "opus@KBPS" and "mp3@KBPS".
         original: folder with the released weights of the `encodec` package, by default where it downloads them to.

@@ -19,7 +19,7 @@ class Verdict:
 
 
 class Adversary:
-    """One multi-scale STFT discriminator in training."""
+    """One multi-scale STFT discriminator in training (paper 3.4)."""
 
     def __init__(self, config: TrainingConfig, sampling_rate: int, device: torch.device):
         self.config = config

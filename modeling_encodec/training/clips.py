@@ -125,7 +125,7 @@ def measure_clip(name: str, location: Location) -> Clip:
 
 
 def encoded_seconds(location: Location) -> float:
-    """Duration by the header alone, 0 where there is none."""
+    """Duration in seconds by the header alone, 0 where there is none or it cannot be read."""
     try:
         with _reasons(""), _opened(location) as file:
             return file.frames / file.samplerate

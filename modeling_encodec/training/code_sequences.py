@@ -69,7 +69,7 @@ class CodeSequences(Dataset):
         raise RuntimeError(f"{len(skipped)} rows of one example could not be used, the last: {skipped[-1]}")
 
     def recording(self, number: int) -> torch.Tensor:
-        """The codes (K, F) of row `number` of all."""
+        """The codes (K, F) of row `number` of all; a ValueError for a row that holds none of the codec's."""
         return torch.from_numpy(self._read(number))
 
     def __len__(self) -> int:
@@ -105,7 +105,12 @@ def encode_whole(codec: EncodecModel, audio: torch.Tensor) -> torch.Tensor:
 def open_codes(place: str | os.PathLike, column: str):
     """The tokenised dataset at `place`, its column of codes alone and called "codes".
 
-    `place` is a folder of `save_to_disk`, a .parquet, .jsonl or .arrow file, or a Hub id.
+    `place` is a folder of `save_to_disk`, a .parquet, .jsonl, .json or .arrow file, or a Hub id.
+
+    Raises:
+        FileNotFoundError: for a whole path that is not there.
+        ValueError: if it has no such column, no rows, or is a file of another kind.
+        ImportError: without `datasets`.
     """
     try:
         import datasets

@@ -42,7 +42,8 @@ def choices_of(config: TrainingConfig, bandwidths: list[float], update: int) -> 
 
 
 class CodecUpdate:
-    """The codec and all that trains it. `run` does one update and returns its losses, means over all processes."""
+    """The codec and all that trains it (paper 3.2 and 3.4). `run` does one update and returns its losses, means over
+    all processes."""
 
     def __init__(self, model: EncodecModel, config: TrainingConfig, accelerator: Accelerator):
         self.model, self.config, self.accelerator = model, config, accelerator

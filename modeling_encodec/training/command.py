@@ -54,7 +54,13 @@ def with_training_options(run: Callable[[RunConfig], None]) -> Callable:
 
 
 def parse_corpus(text: str, number: int) -> CorpusConfig:
-    """The corpus that DOMAIN=PLACE means: a folder, a manifest, or else a `datasets` dataset."""
+    """The corpus that `text`, DOMAIN=PLACE, means: a folder, a manifest, or else a `datasets` dataset. Its name ends
+    in `number`.
+
+    Raises:
+        ValueError: for text of another form, or an unknown domain.
+        FileNotFoundError: for a whole path that is not there.
+    """
     domain, equals, place = text.partition("=")
     allowed = get_args(get_type_hints(CorpusConfig)["domain"])
     if not equals or domain not in allowed or not place:
@@ -83,4 +89,8 @@ def _help(item: dataclasses.Field, hint) -> str:
     if get_origin(hint) is Literal:
         text += f" One of {', '.join(get_args(hint))}."
     default = item.default if item.default is not dataclasses.MISSING else item.default_factory()
-    return text if default in (None, [], False) else f"{text} [{default if default is not True else 'yes'}]"
+    if default is None or default is False or default == []:
+        return text
+    shown = f"{default:g}" if type(default) is float else default
+    shown = ", ".join(map(str, default)) if isinstance(default, list) else shown
+    return f"{text} [{'yes' if default is True else shown}]"

@@ -11,7 +11,22 @@ from modeling_encodec.training.options import RunConfig, load_recipe, option, re
 
 @dataclass
 class TrainingConfig(RunConfig):
-    """Every option of a codec's training run. Counts are in updates of the codec."""
+    """Every option of a codec's training run, given by name; `modeling-encodec train --help` says what each is. Counts
+    are in updates of the codec.
+
+    Raises:
+        ValueError: for an option of another type, or a value that is not allowed.
+
+    Examples:
+        >>> from modeling_encodec import TrainingConfig
+        >>> config = TrainingConfig(epochs=2, updates_per_epoch=100, warmup_updates=10)
+        >>> config.updates, config.rate_factor(4)
+        (200, 0.5)
+        >>> TrainingConfig(batch_size=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: batch_size is 0, allowed: at least 1
+    """
 
     free_options: ClassVar[set[str]] = RunConfig.free_options | {"listen_every", "listening", "listening_clips"}
     at_least_1: ClassVar[tuple[str, ...]] = (
@@ -36,8 +51,8 @@ class TrainingConfig(RunConfig):
     )
 
     # Data
-    listening: str | None = option(None, "Folder or manifest of which some clips are decoded and logged.")
-    listening_clips: int = option(4, "Clips of it that are decoded.")
+    listening: str | None = option(None, "Folder or manifest of clips to decode and listen to in the course.")
+    listening_clips: int = option(4, "Clips of --listening that are decoded.")
 
     # Optimisation
     discriminator_learning_rate: float = option(3e-4, "Adam's rate for the discriminators.")
@@ -51,24 +66,36 @@ class TrainingConfig(RunConfig):
     commitment_weight: float = option(1.0, "Weight of the commitment loss, outside the balancer.")
     balancer: bool = option(True, "Balance gradients; without, losses are summed with their weights.")
     balancer_decay: float = option(0.999, "Decay of the balancer's averages of gradient norms.")
-    mel_loss: Literal["paper", "audiocraft"] = option("paper", "Scales 2^5 to 2^11, or audiocraft's five with logs.")
-    generator_loss: Literal["hinge", "linear"] = option("hinge", "max(0, 1 - D), or audiocraft's -D.")
-    feature_loss: Literal["relative", "absolute"] = option("relative", "Divided by the real features, or not.")
+    mel_loss: Literal["paper", "audiocraft"] = option(
+        "paper", "Mel distance: scales 2^5 to 2^11, or audiocraft's five with logs."
+    )
+    generator_loss: Literal["hinge", "linear"] = option(
+        "hinge", "Adversarial loss: max(0, 1 - D), or audiocraft's -D."
+    )
+    feature_loss: Literal["relative", "absolute"] = option(
+        "relative", "Feature distances divided by the real features, or not."
+    )
 
     # Quantiser (paper 3.2)
-    upstream_quantizer: bool = option(False, "The original's: only codebook 1 gets commitment, dead codes stay.")
+    upstream_quantizer: bool = option(
+        False, "The original's quantiser: only codebook 1 gets commitment, dead codes stay."
+    )
     codebook_decay: float = option(0.99, "Decay of the codebooks' averages.")
     dead_code_threshold: float = option(0.1, "A code used less than this part of the mean is replaced.")
     kmeans_iterations: int = option(50, "Rounds of the codebooks' k-means start.")
-    kmeans_batches: int = option(1, "Batches whose latents the start sees.")
+    kmeans_batches: int = option(1, "Batches whose latents the k-means start sees.")
 
     # Discriminators (paper 3.4)
-    discriminator_filters: int = option(32, "Channels of their convolutions.")
-    discriminator_chance: float = option(2 / 3, "Chance that an update trains them (paper: 0.5 at 48 kHz).")
-    discriminators: Literal["per_bandwidth", "single"] = option("per_bandwidth", "audiocraft has a single one.")
-    adversarial_start: int = option(0, "Update from which they count; before it the codec learns without.")
+    discriminator_filters: int = option(32, "Channels of the discriminators' convolutions.")
+    discriminator_chance: float = option(
+        2 / 3, "Chance that an update trains the discriminator (paper: 0.5 at 48 kHz)."
+    )
+    discriminators: Literal["per_bandwidth", "single"] = option(
+        "per_bandwidth", "One for each bandwidth, or a single one as in audiocraft."
+    )
+    adversarial_start: int = option(0, "Update from which discriminators count; before it the codec learns without.")
     discriminator_warmup: int = option(
-        0, "Updates before adversarial_start in which they learn already, but the codec not yet from them."
+        0, "Updates before --adversarial-start in which discriminators learn, but the codec not from them."
     )
 
     # What is shown
@@ -100,5 +127,24 @@ class TrainingConfig(RunConfig):
 
 
 def load_config(source: str | os.PathLike, **overrides) -> TrainingConfig:
-    """The options of a codec's recipe; see `load_recipe`."""
+    """The options of a codec's recipe.
+
+    Args:
+        source: name of a recipe that comes with the package, or a .toml or .json file. Paths in a file are relative to
+            the working folder.
+        **overrides (keyword arguments): options that replace the recipe's, by name; see `TrainingConfig`.
+
+    Returns:
+        The options, checked.
+
+    Raises:
+        FileNotFoundError: if there is no such recipe.
+        ValueError: for options that do not exist or values that are not allowed.
+
+    Examples:
+        >>> from modeling_encodec import load_config
+        >>> config = load_config("paper_24khz", output="runs/24khz", batch_size=32)
+        >>> config.learning_rate, config.batch_size, len(config.corpora) > 0
+        (0.0003, 32, True)
+    """
     return load_recipe(TrainingConfig, source, **overrides)

@@ -48,7 +48,8 @@ class Corpus:
     """Indexed clips under one name; each is drawn as often as it is long.
 
     Attributes:
-        clips, skipped: the usable clips, and the others as (name, reason).
+        clips: the usable clips.
+        skipped: the others, as (name, reason).
         weight: chance beside the other corpora of a pool; hours of audio if the config gives none.
     """
 
@@ -87,7 +88,8 @@ class StreamedCorpus:
     """
 
     def __init__(self, config: CorpusConfig, stream, *, block_clips: int = 256, samples_per_block: int = 2048):
-        """`stream`: a `datasets.IterableDataset` with encoded audio in the config's column."""
+        """`stream`: a `datasets.IterableDataset` with encoded audio in the config's column. A ValueError without a
+        weight in the config."""
         if config.weight is None:
             raise ValueError(f"corpus {config.name!r} is streamed and needs a weight: its hours are not known")
         self.name, self.domain, self.weight = config.name, config.domain, config.weight
@@ -101,6 +103,7 @@ class StreamedCorpus:
 
         Raises:
             UnusableClip: if the drawn row gives no audio.
+            ValueError: if the stream holds no rows.
         """
         self._go_to(index // self.samples_per_block)
         row = choose(rng, self._ends)
@@ -233,7 +236,12 @@ def open_corpus(
 
 
 def list_files(source: str | os.PathLike) -> list[Path]:
-    """The audio files of a folder or manifest, sorted."""
+    """The audio files of a folder or manifest, sorted.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or manifest.
+        ValueError: for a file that is no manifest.
+    """
     if not Path(source).exists():
         raise FileNotFoundError(f"{source}: no such folder or manifest")
     config = CorpusConfig(Path(source).name, str(source))
@@ -315,6 +323,7 @@ def audio_column(config: CorpusConfig, dataset, *, keep: Sequence[str] = ()):
 
     Raises:
         ValueError: if it is no dataset, or has no such column.
+        ImportError: without `datasets`.
     """
     datasets = _import_datasets()
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):

@@ -1,8 +1,5 @@
 """Training a language model on the codes of a frozen codec: `LMTrainer` (paper section 3.3).
 
-    trainer = LMTrainer(load_lm_config("c16_debian", output="runs/lm"))
-    trainer.train()
-
 Codes come from tokenised datasets, or from audio that the codec encodes on the way. At its end a run makes the
 integer form, so that its model folder can be coded with. What runs have in common is in `run`.
 """
@@ -37,14 +34,37 @@ logger = logging.getLogger(__name__)
 
 
 class LMTrainer(TrainingRun):
-    """A run: language model, codec, data, and what has been done so far."""
+    """A run: language model, codec, data, and what has been done so far; `train` does the rest of it (paper 3.3).
+
+    Examples:
+        >>> import datasets, torch
+        >>> from modeling_encodec import EncodecConfig, EncodecLM, EncodecModel, LMTrainer, LMTrainingConfig
+        >>> size = {"num_filters": 4, "hidden_size": 16, "num_lstm_layers": 1, "codebook_size": 64}
+        >>> EncodecModel(EncodecConfig(**size, target_bandwidths=[0.9])).save_pretrained("codec")
+        >>> datasets.disable_progress_bars()
+        >>> rows = [torch.randint(64, (2, 40)).tolist() for _ in range(4)]
+        >>> datasets.Dataset.from_dict({"codes": rows}).save_to_disk("tokens")
+        >>> config = LMTrainingConfig(
+        ...     codec="codec", codes=["tokens"], output="run", hidden_size=16, num_hidden_layers=1,
+        ...     segment_seconds=0.2, epochs=1, updates_per_epoch=2, batch_size=2, workers=0, trackers=[], device="cpu",
+        ... )
+        >>> LMTrainer(config).train()
+        'finished'
+        >>> EncodecLM.from_pretrained("run/model").config.has_integer_form
+        True
+    """
 
     def __init__(self, config: LMTrainingConfig, *, datasets: dict | None = None):
-        """Build everything; `datasets` are `datasets` objects by corpus name, used instead of the corpus's source.
+        """Build everything.
+
+        Args:
+            config: the run's options.
+            datasets: `datasets` objects by corpus name, used instead of the corpus's source.
 
         Raises:
             ValueError: for options that do not fit one another, data without codes, a checkpoint of another run.
-            FileNotFoundError: for data or a checkpoint that are not there.
+            FileExistsError: if the output folder holds a run that is not to be resumed.
+            FileNotFoundError: for codes, a codec, model, checkpoint or clips to validate on that are not there.
         """
         super().__init__(config)
         state, device = self.state, self.accelerator.device
@@ -76,7 +96,8 @@ class LMTrainer(TrainingRun):
     # ---- the loop ------------------------------------------------------------------------------------------------
 
     def one_update(self, batch: dict) -> dict[str, float]:
-        """One update by this process's share of its batch; its bits."""
+        """One update by this process's share of its `batch`, "codes" (B, K, F) or "audio" (B, channels, T); its loss
+        and rates by name."""
         losses = self.checked(self.learner.run, "codes", self._codes(batch))
         self.averages.update()
         return losses

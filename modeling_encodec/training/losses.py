@@ -21,7 +21,8 @@ Features = list[list[torch.Tensor]]
 
 
 class MelLoss(nn.Module):
-    """Distance of 64-band mel spectrograms at several window lengths (paper eq. 1), of (B, channels, T) signals.
+    """Distance of 64-band mel spectrograms at several window lengths (paper eq. 1), of (B, channels, T) signals; a
+    mean over all of them.
 
     `paper`: windows 2^5 to 2^11; L1 plus L2 norm of the difference, each divided so that it does not grow with the
     spectrogram's size, averaged over both and all scales. The paper does not say whether L2 is on a logarithm; it is
@@ -49,7 +50,8 @@ class MelLoss(nn.Module):
 
 
 def generator_loss(logits: Logits, kind: Literal["hinge", "linear"] = "hinge") -> torch.Tensor:
-    """What the codec wants of the discriminators' `logits` for decoded audio: mean over scales of max(0, 1 - D).
+    """What the codec wants of the discriminators' `logits` for decoded audio: mean over scales of max(0, 1 - D) (paper
+    3.4).
 
     `linear` is audiocraft's -D, which does not stop pulling once the discriminator is convinced.
     """
@@ -58,7 +60,7 @@ def generator_loss(logits: Logits, kind: Literal["hinge", "linear"] = "hinge") -
 
 
 def discriminator_loss(real: Logits, fake: Logits) -> torch.Tensor:
-    """Hinge loss of the discriminators: mean over scales of max(0, 1 - D(real)) + max(0, 1 + D(fake))."""
+    """Hinge loss of the discriminators (paper 3.4): mean over scales of max(0, 1 - D(real)) + max(0, 1 + D(fake))."""
     losses = [F.relu(1 - x.float()).mean() + F.relu(1 + y.float()).mean() for x, y in zip(real, fake)]
     return torch.stack(losses).mean()
 
@@ -69,7 +71,8 @@ def feature_loss(
     """Feature matching (paper eq. 2): mean over scales and layers of |D(x) - D(x')| / mean |D(x)|.
 
     Args:
-        real, fake: feature maps of each scale, with the batch's `examples` times the channels along the first axis.
+        real: feature maps of each scale, with the batch's `examples` times the channels along the first axis.
+        fake: those of decoded audio, in the same shapes.
         examples: in the batch; the mean in the denominator is over one of them.
         kind: `absolute` leaves the division out, as audiocraft does (there, by mistake).
     """

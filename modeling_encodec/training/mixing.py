@@ -43,7 +43,7 @@ class Strategy:
 
 
 class TrainingAudio(Dataset):
-    """Endless examples by number: {"audio": float32 (channels, T), "skipped": [(name, reason), ...]}.
+    """Endless examples by number (paper 4.1): {"audio": float32 (channels, T), "skipped": [(name, reason), ...]}.
 
     `skipped` lists the clips that were drawn for the example and could not be read; others took their place.
     """
@@ -51,7 +51,11 @@ class TrainingAudio(Dataset):
     def __init__(
         self, config: RunConfig, corpora: Sequence[Corpus | StreamedCorpus], sampling_rate: int, channels: int
     ):
-        """Raises ValueError if the corpora and the chances leave nothing to draw, or no impulse response is usable."""
+        """For a model at `sampling_rate` Hz with so many `channels`.
+
+        Raises:
+            ValueError: if the corpora and the chances leave nothing to draw, or no impulse response is usable.
+        """
         self.config, self.sampling_rate, self.channels = config, sampling_rate, channels
         self.samples = round(config.segment_seconds * sampling_rate)
         if self.samples < 1:
@@ -124,6 +128,9 @@ def batch_loader(
 
     Batch number u of the process `rank` holds the examples from (u * world_size + rank) * batch_size on; the first is
     batch `start_batch`. `workers` processes read ahead, or none.
+
+    Raises:
+        ValueError: for a number that cannot be.
     """
     for name, value, least in (
         ("batch_size", batch_size, 1),

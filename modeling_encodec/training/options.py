@@ -18,7 +18,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def option(default, help: str):
-    """A dataclass field with its line of help, from which the command line is made."""
+    """A dataclass field with its `default` and line of `help`, from which the command line is made."""
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
@@ -61,7 +61,7 @@ class RunConfig:
 
     # Data
     corpora: list[CorpusConfig] = option([], "In recipe files: the corpora.")
-    segment_seconds: float = option(1.0, "Length of a training example.")
+    segment_seconds: float = option(1.0, "Seconds of a training example.")
     chance_of_music: float = option(0.32, "Chance of one music clip (paper 4.1, strategy 1).")
     chance_of_other: float = option(0.32, "Chance of one clip of speech or other sound (strategy 2).")
     chance_of_two: float = option(0.24, "Chance of the sum of two clips from anywhere (strategy 3).")
@@ -70,14 +70,14 @@ class RunConfig:
         "peak", "What each file is brought to before the gain: peak 1, root mean square 0.1, or left."
     )
     gain_min: float = option(-10.0, "Least random gain of each clip, dB.")
-    gain_max: float = option(6.0, "Greatest random gain, dB; mixtures that clip are drawn again.")
+    gain_max: float = option(6.0, "Greatest random gain of each clip, dB; mixtures that clip are drawn again.")
     impulse_responses: str | None = option(None, "Folder of room impulse responses, for reverberation.")
     reverberation_chance: float = option(0.2, "Chance of reverberation, but for single music clips (paper 4.1).")
     index: str | None = option(None, "Folder that keeps what is learned of the files (default: index in the output).")
     workers: int = option(2, "Processes that read audio; any number gives the same batches.")
     validation: str | None = option(None, "Folder or manifest of held-out files, for SI-SNR and mel distance.")
-    validation_clips: int = option(20, "Clips of it that are used, at most.")
-    validation_seconds: float = option(8.0, "What is used of each clip, of the listening clips too, at most.")
+    validation_clips: int = option(20, "Clips of --validation that are used, at most.")
+    validation_seconds: float = option(8.0, "Seconds that are used of each clip to validate on or listen to, at most.")
 
     # Schedule
     epochs: int = option(300, "Epochs.")
@@ -85,7 +85,7 @@ class RunConfig:
     batch_size: int = option(64, "Examples of an update, over all processes and accumulation steps.")
     accumulation_steps: int = option(1, "Parts in which a process computes its share of a batch.")
     seed: int = option(0, "Every random choice follows from it and the update's number.")
-    max_minutes: float | None = option(None, "Stop cleanly and save so long after the first update began.")
+    max_minutes: float | None = option(None, "Stop cleanly and save so many minutes after the first update began.")
 
     # Optimisation
     learning_rate: float = option(3e-4, "Adam's rate for the codec (paper 4.4).")
@@ -94,13 +94,13 @@ class RunConfig:
     warmup_updates: int = option(0, "Updates over which the rates rise from 0.")
     decay_to: float = option(1.0, "Fraction of the rate reached, along a cosine, at the last update.")
     max_gradient_norm: float | None = option(
-        None, "Codec gradients are scaled down to it; audiocraft and paper: none."
+        None, "Norm that gradients are scaled down to (default: none, as in audiocraft)."
     )
     weight_average: float = option(0.0, "Decay of averaged weights (audiocraft: 0.99); these are saved. 0: none.")
     mixed_precision: Literal["auto", "no", "bf16"] = option(
         "auto", "Number format of the networks, auto: what Accelerate is configured for; codebooks stay float32."
     )
-    bandwidths: list[float] = option([], "kbps drawn from, one for each batch (default: all of the model).")
+    bandwidths: list[float] = option([], "kbps, of which one is drawn for each batch (default: all of the model).")
 
     # What is kept and shown
     output: str = option("encodec_training", "Folder of checkpoints, logs and the finished model.")
@@ -130,7 +130,8 @@ class RunConfig:
         return self.epochs * self.updates_per_epoch
 
     def rate_factor(self, update: int) -> float:
-        """What learning rates are multiplied by: a rise over the warm-up, then a cosine down to `decay_to`."""
+        """What learning rates are multiplied by in update number `update`: a rise over the warm-up, times a cosine
+        from 1 down to `decay_to` over the whole run."""
         rise = min(1.0, (update + 1) / self.warmup_updates) if self.warmup_updates else 1.0
         cosine = (1 + math.cos(math.pi * min(1.0, update / self.updates))) / 2
         return rise * (self.decay_to + (1 - self.decay_to) * cosine)
@@ -227,6 +228,6 @@ def _fits(value, kind: type) -> bool:
 
 
 def require(condition, name: str, value, allowed: str) -> None:
-    """The error of an option that is not allowed."""
+    """A ValueError, that names the option, its `value` and what is `allowed`, unless `condition` holds."""
     if not condition:
         raise ValueError(f"{name} is {value!r}, allowed: {allowed}")

@@ -57,7 +57,11 @@ class ImpulseResponses:
     def __init__(
         self, folder: str | os.PathLike, rate: int, *, cache_folder: str | os.PathLike | None = None, workers: int = 1
     ):
-        """Raises ValueError if there is no usable one."""
+        """Find and measure the files of `folder`, for a model at `rate` Hz.
+
+        Raises:
+            ValueError: if there is no usable one.
+        """
 
         def measure(name: str, location: Location) -> list:
             return [reverberation_time(_read_impulse(name, rate), rate)]

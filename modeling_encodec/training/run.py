@@ -41,7 +41,13 @@ class TrainingRun:
     progress = "loss"
 
     def __init__(self, config: RunConfig):
-        """Raises ValueError for options that do not fit one another, or a checkpoint of another run."""
+        """Begin the run of `config`, or take it up again.
+
+        Raises:
+            ValueError: for options that do not fit one another, or a checkpoint of another run.
+            FileExistsError: if the output folder holds a run that is not to be resumed.
+            FileNotFoundError: if there is no checkpoint to resume from.
+        """
         self.config, self.folder = config, Path(config.output)
         if not config.resume and (self.folder / CHECKPOINT).exists():
             raise FileExistsError(f"{self.folder} holds a run: --resume goes on with it, or choose another output")
@@ -57,6 +63,7 @@ class TrainingRun:
 
         Raises:
             NonFiniteLoss: with every process's batch saved in the output folder.
+            ValueError: with `push_to`, as `push_folder`; so are PermissionError, ConnectionError and RuntimeError.
         """
         self.started = time.monotonic()
         push_to = self.config.push_to if self.accelerator.is_main_process else None

@@ -1,8 +1,5 @@
 """Training a codec: `CodecTrainer`.
 
-    trainer = CodecTrainer(load_config("c16_debian", output="runs/c16"))
-    trainer.train()
-
 What runs have in common, resuming and stopping included, is in `run`; what an update does in `codec_update`.
 """
 
@@ -37,16 +34,38 @@ ARCHITECTURES = {
 
 
 class CodecTrainer(TrainingRun):
-    """A run: model, data, and what has been done so far."""
+    """A run: model, data, and what has been done so far; `train` does the rest of it (paper 3.2, 3.4 and 4.4).
+
+    Examples:
+        >>> import numpy as np
+        >>> from modeling_encodec import CodecTrainer, EncodecConfig, EncodecModel, TrainingConfig, write_audio
+        >>> size = {"num_filters": 4, "hidden_size": 16, "num_lstm_layers": 1, "codebook_size": 64}
+        >>> EncodecModel(EncodecConfig(**size, target_bandwidths=[0.9])).save_pretrained("start")
+        >>> _ = write_audio("audio/clip.wav", 0.1 * np.random.default_rng(0).standard_normal((1, 24000)), 24000)
+        >>> config = TrainingConfig(
+        ...     model="start", corpora=[{"name": "clips", "source": "audio"}], output="run", epochs=1,
+        ...     updates_per_epoch=2, batch_size=2, segment_seconds=0.1, discriminator_filters=2, workers=0,
+        ...     trackers=[], device="cpu",
+        ... )
+        >>> CodecTrainer(config).train()
+        'finished'
+        >>> EncodecModel.from_pretrained("run/model").config.num_quantizers
+        2
+    """
 
     progress = "mel"
 
     def __init__(self, config: TrainingConfig, *, datasets: dict | None = None):
-        """Build everything; `datasets` are `datasets` objects by corpus name, used instead of the corpus's source.
+        """Build everything.
+
+        Args:
+            config: the run's options.
+            datasets: `datasets` objects by corpus name, used instead of the corpus's source.
 
         Raises:
             ValueError: for options that do not fit one another, corpora without audio, a checkpoint of another run.
-            FileNotFoundError: for corpora or a checkpoint that are not there.
+            FileExistsError: if the output folder holds a run that is not to be resumed.
+            FileNotFoundError: for a checkpoint, model, or clips to validate on or listen to that are not there.
         """
         super().__init__(config)
         state = self.state
@@ -72,7 +91,7 @@ class CodecTrainer(TrainingRun):
     # ---- the loop ------------------------------------------------------------------------------------------------
 
     def one_update(self, batch: dict) -> dict[str, float]:
-        """One update by this process's share of its batch; its losses."""
+        """One update by this process's share of its `batch`, whose "audio" is (B, channels, T); its losses by name."""
         losses = self.checked(self.codec.run, "audio", batch["audio"].to(self.accelerator.device))
         self.averages.update()
         return losses
@@ -178,7 +197,7 @@ class CodecTrainer(TrainingRun):
 
 
 def build_model(config: TrainingConfig) -> EncodecModel:
-    """The codec that a run starts with, in float32.
+    """The codec that a run of this `config` starts with, in float32.
 
     Raises:
         OSError: if there is no such checkpoint.

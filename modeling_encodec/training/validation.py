@@ -24,6 +24,7 @@ def read_clips(source: str | os.PathLike, model: EncodecModel, count: int, secon
     `seconds` long. Files that cannot be read are passed over with a line in the log.
 
     Raises:
+        FileNotFoundError: if there is no such folder or manifest.
         ValueError: if not one can be read.
     """
     files, config = list_files(source), model.config

@@ -67,7 +67,8 @@ def tokenize_on_ray(
 
     Raises:
         ImportError: if Ray is missing.
-        FileExistsError, ValueError: as `tokenize_corpus`.
+        FileExistsError: as `tokenize_corpus`.
+        ValueError: as `tokenize_corpus`, or for a device or number that does not do.
         RuntimeError: if the cluster fails, or the actors of a shard die every time; the other shards are there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

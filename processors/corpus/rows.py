@@ -115,7 +115,8 @@ class UniqueNames:
 
 @contextmanager
 def one_line_reasons(name: str) -> Iterator[None]:
-    """What a damaged file brings about becomes one line with its name, and not with its place on this machine."""
+    """What a damaged file brings about becomes a ValueError of one line with its `name`, and not with its place on
+    this machine."""
     try:
         yield
     except (OSError, ValueError, tarfile.TarError) as error:

@@ -38,16 +38,20 @@ def open_source(
     """List a corpus.
 
     Args:
-        source: a folder of audio; a manifest (.jsonl, .csv, .txt); a .parquet or .tar (WebDataset) file, or a folder
-            of such, one shard each; a folder of `save_to_disk`; a Hub id; or a `datasets` dataset. A stream has the
-            shards that it has; its `take` and `skip` count in each of them, as `datasets` does it.
+        source (path, Hub id or dataset): a folder of audio; a manifest (.jsonl, .csv, .txt); a .parquet or .tar
+            (WebDataset) file, or a folder of such, one shard each; a folder of `save_to_disk`; a Hub id; or a
+            `datasets` dataset. A stream has the shards that it has; its `take` and `skip` count in each of them, as
+            `datasets` does it.
         keep: fields or columns to be taken along. Class labels become their text, members of a tar text; types of a
             manifest's fields are found over all its rows: int64, float64, bool, else string.
         column: which holds the audio; by default "audio", else the only one that can be it.
-        split, subset, revision: of a dataset.
+        split: of a dataset.
+        subset: of a dataset of the Hub.
+        revision: of a dataset of the Hub: a branch, tag or commit.
         streaming: read a dataset without loading it first; by default those of the Hub.
-        shard_rows, shard_bytes: where files and stored datasets are cut: most rows, and about so many bytes of files;
-            by default a 64th of the corpus, within 16 and 1024 rows, 8 and 256 MiB.
+        shard_rows: most rows of a shard of files or of a stored dataset; by default a 64th of the corpus, within 16
+            and 1024.
+        shard_bytes: about so many bytes of files; by default a 64th of the corpus, within 8 and 256 MiB.
 
     Raises:
         FileNotFoundError: if there is no such source.

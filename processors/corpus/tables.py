@@ -37,7 +37,7 @@ TABLE_ROWS = 16  # that are in memory at a time
 
 
 def parquet_source(folder: Path, files: list, name: str, keep: tuple[str, ...], column: str | None) -> Source:
-    """Parquet files of a `folder`, as (name, state), a shard each; see `open_source`."""
+    """Parquet files of a `folder`, as (name, state), a shard each; see `open_source`, also for its ValueErrors."""
     listing = Listing()
     sizes = [listing.add(*file) for file in files]
     schema = _first_schema(folder, [file for file, _ in files], name)
@@ -60,7 +60,7 @@ def stored_source(
     revision: str | None,
     saved: bool,
 ) -> Source:
-    """A dataset of the Hub, or `saved` by `save_to_disk`; see `open_source`."""
+    """A dataset of the Hub, or `saved` by `save_to_disk`; see `open_source`, also for its ValueErrors."""
     if saved and (config.subset, revision) != (None, None):
         name, value = ("subset", config.subset) if config.subset is not None else ("revision", revision)
         raise ValueError(f"{config.source}: {name} is {value!r}, allowed: none, since it is a saved dataset")
@@ -82,7 +82,8 @@ def dataset_source(
     *,
     commit: str | None = None,
 ) -> Source:
-    """A `datasets.Dataset` or `IterableDataset`, of a Hub's `commit` if one is given; see `open_source`."""
+    """A `datasets.Dataset` or `IterableDataset`, of a Hub's `commit` if one is given; see `open_source`, also for its
+    ValueErrors."""
     stored = hasattr(dataset, "__len__")
     if not hasattr(dataset, "features"):
         raise ValueError(f"source is a {type(dataset).__name__}, allowed: a path, Hub id, Dataset or IterableDataset")

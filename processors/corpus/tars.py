@@ -36,7 +36,7 @@ MEMBER_NAME = re.compile(r"(?:\./)?((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 
 
 def tar_source(folder: Path, files: list, name: str, keep: tuple[str, ...], column: str | None) -> Source:
-    """Tars of a `folder`, as (name, state), a shard each; see `open_source`."""
+    """Tars of a `folder`, as (name, state), a shard each; see `open_source`, also for its ValueErrors."""
     listing = Listing()
     sizes = [listing.add(*file) for file in files]
     paths = [str(folder / file) for file, _ in files]

@@ -64,11 +64,15 @@ class Tokenization:
     Attributes:
         source: the corpus.
         folder: for the output, see `shards`.
-        codec, num_quantizers: the model, and how many of its codebooks.
+        codec: the model.
+        num_quantizers: how many of its codebooks are used.
         split: what the dataset's split is called.
         batch_seconds: audio that is computed together on an accelerator, and that a clip has at most to be kept in
             memory whole.
         keep_broken: write what could be read of a shard that breaks off, and list the break; else it is no shard.
+
+    Raises:
+        ValueError: for a value that cannot be, or a source of too many shards.
     """
 
     source: Source
@@ -136,7 +140,9 @@ def tokenize_corpus(
 
     Args:
         device: such as "cuda:1"; by default the GPU of this process's number on its machine, or the CPU.
-        workers: processes that decode, for this one; 0 decodes in between.
+        workers: processes that decode, for this one; 0 decodes in between. By default 0 on a CPU, else up to 8.
+        force: make shards anew that are there, also over another run.
+        progress: show a bar on stderr.
 
     Raises:
         FileExistsError: if the folder holds something else, or another run and `force` is not set.
