@@ -23,6 +23,12 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file model_cards/docs/mkdocs.yml
 	@echo "the site is in build/docs: open build/docs/index.html"
 
+notebooks: $(VENV)/.dev
+	$(BIN)/python tests/notebooks.py
+
+screenshot: $(VENV)/.dev
+	$(BIN)/python tests/web_browser.py model_cards/web_demo.png
+
 cards: $(VENV)/.dev
 	$(BIN)/python -m modeling_encodec.conversion.model_card model_cards/
 

@@ -1,7 +1,7 @@
 """Figures that the command line, the notebooks, the web page and the cards share.
 
 Every `plot_` function returns a Matplotlib `Figure` of no window: a notebook shows it, `save_figure` writes it.
-Matplotlib is an extra: `pip install "modeling-encodec[demo]"`.
+Matplotlib is an extra: `pip install "modeling-encodec[plots]"`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def new_figure(width: float, height: float) -> Figure:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError('plots need matplotlib: pip install "modeling-encodec[demo]"') from None
+        raise ImportError('plots need matplotlib: pip install "modeling-encodec[plots]"') from None
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
