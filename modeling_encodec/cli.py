@@ -8,8 +8,9 @@ import typer
 
 from modeling_encodec.commands.coding import decode, encode, info
 from modeling_encodec.commands.convert import convert
+from modeling_encodec.commands.demo import demo
 from modeling_encodec.commands.evaluate import evaluate
-from modeling_encodec.commands.models import demo, export, train, train_lm
+from modeling_encodec.commands.models import export, train, train_lm
 from modeling_encodec.commands.plot import plot
 from modeling_encodec.commands.push import push
 from modeling_encodec.commands.shared import UsageError, one_line, say

@@ -315,8 +315,8 @@ def decompress_blocks(
         'segment 1 (1.00 s to 2.00 s): ...'
     """
     check_way(conceal)
-    model, joined = _read(file, model, lm, strict, other_decoder, on_damage)
-    return _decoded(model, joined, conceal == "silence"), model.config.sampling_rate
+    model, joined = read_joined(file, model, lm, strict=strict, other_decoder=other_decoder, on_damage=on_damage)
+    return decode_joined(model, joined, silent=conceal == "silence"), model.config.sampling_rate
 
 
 def read_codes(
@@ -352,13 +352,23 @@ def read_codes(
         >>> bool((codes == model.encode(audio[None], bandwidth=1.5).audio_codes[0, 0].numpy()).all())
         True
     """
-    model, joined = _read(file, model, lm, strict, other_decoder, on_damage)
-    pieces = [np.full(codes.shape, -1) if gone else codes for gone, (codes, _) in zip(joined.missing, joined.pieces)]
-    return np.concatenate(pieces, axis=1).astype(np.int32)
+    model, joined = read_joined(file, model, lm, strict=strict, other_decoder=other_decoder, on_damage=on_damage)
+    return joined.codes()
 
 
-def _read(file, model, lm, strict, other_decoder, on_damage) -> tuple[EncodecModel, JoinedCodes]:
-    """A file's codes, and the model that they are of."""
+def read_joined(
+    file: BinaryIO,
+    model: EncodecModel | None = None,
+    lm: EncodecLM | None = None,
+    *,
+    strict: bool = False,
+    other_decoder: bool = False,
+    on_damage: Callable[[Damage], None] | None = None,
+) -> tuple[EncodecModel, JoinedCodes]:
+    """A file's model and its codes, for `decode_joined` and `JoinedCodes.codes`: read once for audio and codes.
+
+    Arguments and errors are those of `decompress_blocks`.
+    """
     header, file = read_any_header(file)
     if model is None:
         model = EncodecModel.from_pretrained(checkpoint_for(header.model_name)).eval()
@@ -391,7 +401,12 @@ def name_of(model: EncodecModel | EncodecLM) -> str:
     return parts[-1] if parts else "unnamed"
 
 
-def _decoded(model: EncodecModel, joined: JoinedCodes, silent: bool) -> Iterator[torch.Tensor]:
+def decode_joined(model: EncodecModel, joined: JoinedCodes, *, silent: bool = True) -> Iterator[torch.Tensor]:
+    """Blocks of audio (channels, T) of what `read_joined` read; `silent`: damaged segments become silence.
+
+    Raises:
+        EcdcError: if samples are not finite.
+    """
     start = 0
     for block in decode_blocks(model, joined.pieces):
         block = block[:, : joined.audio_length - start]

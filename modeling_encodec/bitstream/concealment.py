@@ -29,6 +29,11 @@ class JoinedCodes:
     concealed: list[tuple[int, int]]
     audio_length: int
 
+    def codes(self) -> np.ndarray:
+        """All of them, int32 (K, F); -1 where they are not the signal's own."""
+        pieces = [np.full(codes.shape, -1) if gone else codes for gone, (codes, _) in zip(self.missing, self.pieces)]
+        return np.concatenate(pieces, axis=1).astype(np.int32)
+
 
 def join_segments(
     items: Iterable[DecodedSegment | Damage | End],

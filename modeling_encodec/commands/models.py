@@ -1,4 +1,4 @@
-"""`export`, `demo`, `train` and `train-lm`."""
+"""`export`, `train` and `train-lm`."""
 
 import os
 from pathlib import Path
@@ -34,34 +34,6 @@ def export(
     count = None if bandwidth is None else codec.resolve_quantizers(bandwidth, None)
     for path in export_onnx(codec, folder, count):
         typer.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
-
-
-def demo(
-    clips: Annotated[list[Path] | None, typer.Argument(metavar="[CLIP...]", help="Audio files of your own.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("demo_output"),
-    model: Model = None,
-    force: Force = False,
-) -> None:
-    """Clips through the codec at every bandwidth: wavs, a table of cost and quality, spectrograms."""
-    from modeling_encodec.checkpoints import bundled_checkpoint, bundled_lm_checkpoint
-    from modeling_encodec.demo import demo_clips, run_demo
-
-    if out.exists() and not force:
-        raise FileExistsError(f"{out} exists; --force writes into it all the same")
-    codec = load(model or str(bundled_checkpoint()), "cpu")
-    lm = None if model else load(str(bundled_lm_checkpoint()), "cpu", "EncodecLM")
-    rows = run_demo(codec, clips or demo_clips(), out, lm)
-    typer.echo(
-        f"{'clip':12} {'kbps':>5} {'bytes':>7} {'with LM':>7} {'measured':>9} {'ratio':>6} {'SI-SNR':>8} "
-        f"{'encode':>8} {'decode':>8}"
-    )
-    for row in rows:
-        coded = "-" if row.lm_bytes is None else row.lm_bytes
-        typer.echo(
-            f"{row.clip:12.12} {row.bandwidth:5g} {row.bytes:7} {coded:>7} {row.kbps:9.3f} {row.ratio:5.0f}x "
-            f"{row.si_snr:5.1f} dB {row.encode_seconds:6.2f} s {row.decode_seconds:6.2f} s"
-        )
-    typer.echo(f"wavs, .ecdc files and spectrograms.png are in {out}")
 
 
 @with_training_options
