@@ -15,6 +15,11 @@ needs_onnx = pytest.mark.skipif(not importlib.util.find_spec("onnxruntime"), rea
 PRESETS = ["24khz", "48khz", "32khz"]
 
 
+def slow_but(*quick: str) -> list:
+    """The presets; all but these are left to `make test-all`, for an export takes most of a minute."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]
+
+
 def coders(model):
     count = model.config.num_quantizers
     return Encoder(model, count).eval(), Decoder(model).eval()
@@ -30,7 +35,7 @@ def make_audio(model, batch: int, samples: int) -> torch.Tensor:
     return noise(batch, model.config.audio_channels, samples, seed=samples)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", slow_but("24khz", "48khz"))
 @torch.no_grad()
 def test_one_graph_serves_all_lengths(small_models, name):
     model = small_models[name]
@@ -67,7 +72,7 @@ def test_exported_program(small_models, name):
 
 
 @needs_onnx
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", slow_but("24khz"))
 @torch.no_grad()
 def test_onnx(small_models, tmp_path, name):
     import onnxruntime

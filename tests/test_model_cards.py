@@ -448,13 +448,13 @@ def test_table_escapes_what_would_end_a_cell():
     assert table(["a", ""], [["x|y", None], [1.50, 2000]]) == "| a |  |\n|---|---|\n| x\\|y |  |\n| 1.5 | 2,000 |"
 
 
-def test_the_readmes_figures_are_the_evaluations():
+def test_the_guides_figures_are_the_evaluations():
     results = json.loads((CARDS / f"{BUNDLED}_evaluation.json").read_text())["results"]
     rows = {(row["system"], row["kbps"]): row["metrics"] for row in results if row["category"] == "all"}
     ours, opus = (
         tuple(rows[system, 6.0][name]["mean"] for name in ("si_snr", "visqol_audio")) for system in ("encodec", "opus")
     )
-    said = " ".join((CARDS.parent / "README.md").read_text().split())
+    said = " ".join((CARDS / "docs" / "evaluation.md").read_text().split())
     assert f"at 6 kbps SI-SNR of {ours[0]:.1f} dB and ViSQOL of {ours[1]:.2f}" in said
     assert f"Opus at 6 kbps here {opus[0]:.1f} and {opus[1]:.2f}" in said
     for metric in ("pesq", "stoi"):

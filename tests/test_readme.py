@@ -74,25 +74,44 @@ def folder(tmp_path, monkeypatch, small_models) -> Path:
     return tmp_path
 
 
+def readme_commands() -> list[str]:
+    return [
+        command for place, code in blocks("sh").items() if place.startswith("README.md") for command in commands(code)
+    ]
+
+
+@pytest.mark.slow
+def test_the_slow_commands_of_the_readme_run(folder):
+    for command in filter(is_slow, readme_commands()):
+        assert main(shlex.split(command)[1:]) == 0, command
+    assert (folder / "onnx_files" / "encoder_step.onnx").exists()
+
+
+def is_slow(command: str) -> bool:
+    """Exports take most of a minute; tests/test_export.py has a quicker one."""
+    return command.startswith("modeling-encodec export onnx")
+
+
 def test_every_command_of_the_readme_runs(folder):
     done = []
-    for place, code in blocks("sh").items():
-        for command in commands(code) if place.startswith("README.md") else []:
-            if command.startswith("make "):
-                check_targets(command)
-            elif command == "modeling-encodec demo --serve":
-                serve()
-            elif command.startswith("ffmpeg") and shutil.which("ffmpeg") is None:
-                continue
-            elif re.search(r"[|<>]", command):
-                in_a_shell(command)
-            else:
-                assert main(shlex.split(command)[1:]) == 0, command
-            done.append(command)
+    for command in readme_commands():
+        if is_slow(command):
+            continue
+        if command.startswith("make "):
+            check_targets(command)
+        elif command == "modeling-encodec demo --serve":
+            serve()
+        elif command.startswith("ffmpeg") and shutil.which("ffmpeg") is None:
+            continue
+        elif re.search(r"[|<>]", command):
+            in_a_shell(command)
+        else:
+            assert main(shlex.split(command)[1:]) == 0, command
+        done.append(command)
     assert len(done) > 20
     for made in ("out.ecdc", "back.wav", "coded/speech_a.ecdc", "old.ecdc", "talk.ecdc", "beside.png", "mine.th"):
         assert (folder / made).stat().st_size, made
-    for made in ("runs/mine/model", "runs/lm/model", "onnx_files/encoder_step.onnx", "tokens/manifest.json"):
+    for made in ("runs/mine/model", "runs/lm/model", "tokens/manifest.json"):
         assert (folder / made).exists(), made
     assert (folder / "scores" / "evaluation.json").exists()
     length = (folder / "in.pcm").stat().st_size
