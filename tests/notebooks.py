@@ -82,8 +82,10 @@ def _environment(folders: dict[str, Path], threads: int | None) -> dict[str, str
     nowhere = "http://127.0.0.1:9"  # what would ask a server fails
     offline = {"HF_HUB_OFFLINE": "1", "HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere, "CUDA_VISIBLE_DEVICES": ""}
     places = {"TMPDIR": folders["tmp"], "IPYTHONDIR": folders["ipython"], "HF_HOME": folders["hub"]}
-    # Of the extra for notebooks, but not of the tests: tqdm asks for ipywidgets, though no bar is shown.
-    quiet = {"PYTHONWARNINGS": "ignore:IProgress not found", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    # Progress bars would be widgets where ipywidgets is installed, which no page shows; else tqdm asks for it.
+    libraries = ("HF_HUB", "HF_DATASETS")
+    quiet = {f"{name}_DISABLE_PROGRESS_BARS": "1" for name in libraries}
+    quiet |= {"PYTHONWARNINGS": "ignore:IProgress not found", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     cores = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     return os.environ | offline | {name: str(path) for name, path in places.items()} | quiet | cores
 

@@ -14,10 +14,14 @@ def demo(
     model: Model = None,
     lm_model: LMModel = None,
     serve: Annotated[bool, typer.Option("--serve", help="As a web page, on this machine, until Ctrl-C.")] = False,
-    host: Annotated[str, typer.Option("--host", help="Of the page; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Of the page; 0: any.")] = 7860,
-    most_seconds: Annotated[float, typer.Option("--most-seconds", help="Of a clip that the page takes.")] = 60,
-    most_megabytes: Annotated[float, typer.Option("--most-megabytes", help="Of a file that the page takes.")] = 30,
+    host: Annotated[
+        str, typer.Option("--host", help="Address of the page; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port of the page; 0 takes any that is free.")] = 7860,
+    most_seconds: Annotated[
+        float, typer.Option("--most-seconds", help="Seconds of a clip, at most, that the page takes.")
+    ] = 60,
+    most_megabytes: Annotated[float, typer.Option("--most-megabytes", help="Megabytes of a file, at most.")] = 30,
     force: Force = False,
 ) -> None:
     """Clips through the codec at every bandwidth: wavs, a table of cost and quality, spectrograms. Or a web page."""
