@@ -21,7 +21,7 @@ lint: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file model_cards/docs/mkdocs.yml
-	@echo "the site is in build/docs: open build/docs/index.html"
+	@echo "the site is in build/docs; for its search: $(BIN)/python -m http.server --directory build/docs"
 
 notebooks: $(VENV)/.dev
 	$(BIN)/python tests/notebooks.py
