@@ -351,7 +351,7 @@ def upload(
             commit_message=message or f"Upload {staging.model} with modeling-encodec",
             revision=branch,
         )
-    except Exception as error:
+    except Exception as error:  # whatever it is, it is told with what has become of the repository
         plain = _plain(error, repository, token)
         raise type(plain)(f"{plain}; {_state(api, repository, branch, before)}") from None
     return Pushed(commit.commit_url, commit.oid != before)
@@ -361,7 +361,7 @@ def _state(api: HfApi, repository: str, branch: str, before: str) -> str:
     """What a commit that failed has left. An answer that is lost may have been that of a commit made."""
     try:
         now = api.model_info(repository, revision=branch).sha
-    except Exception:
+    except Exception:  # the error that led here is the one to be told
         return f"whether {repository} was changed is not known: push again"
     if now == before:
         return f"no file of {repository} was changed"

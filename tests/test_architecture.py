@@ -30,6 +30,7 @@ LAYERS = {
     "evaluation.evaluation": 11,
     "evaluation.report": 12,
     "evaluation.mushra_key": 0,
+    "evaluation.loudness": 0,
     "evaluation.mushra_stimuli": 1,
     "evaluation.mushra_results": 1,
     "evaluation.mushra_preparation": 2,

@@ -27,7 +27,6 @@ pytest.importorskip("playwright")
 
 from web_browser import (  # noqa: E402
     CHROMIUM,
-    FIND_AUDIO,
     MEASURE,
     chromium,
     clear,
@@ -38,6 +37,8 @@ from web_browser import (  # noqa: E402
     served,
     upload,
 )
+
+from modeling_encodec.web_demo.page import FIND_AUDIO  # noqa: E402
 
 
 if CHROMIUM is None:

@@ -14,21 +14,12 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+from modeling_encodec.web_demo.page import FIND_AUDIO
+
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 QUIET += ("--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required")
-# Gradio's player keeps its audio element out of the document's reach.
-FIND_AUDIO = """(id) => {
-  const audio = (node) => {
-    for (const inside of node.querySelectorAll("*")) {
-      const found = inside.tagName === "AUDIO" && inside.src ? inside : inside.shadowRoot && audio(inside.shadowRoot);
-      if (found) return found;
-    }
-  };
-  const place = document.getElementById(id);
-  return place && audio(place);
-}"""
 MEASURE = f"""async (id) => {{
   const element = ({FIND_AUDIO})(id);
   const bytes = await (await fetch(element.src)).arrayBuffer();

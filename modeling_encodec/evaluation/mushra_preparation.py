@@ -22,8 +22,9 @@ import numpy as np
 import yaml
 
 from modeling_encodec.atomic import atomic_folder
+from modeling_encodec.evaluation.loudness import equalise
 from modeling_encodec.evaluation.mushra_key import ANNOTATIONS, FORMAT, LISTENER, LOW_ANCHOR, MID_ANCHOR, REFERENCE
-from modeling_encodec.evaluation.mushra_stimuli import TRANSITION, equalise, find_excerpt, low_pass
+from modeling_encodec.evaluation.mushra_stimuli import TRANSITION, find_excerpt, low_pass
 from modeling_encodec.processors.audio import write_audio
 
 
@@ -219,7 +220,7 @@ def _write_trial(
         if decoded.shape != audio.shape or not np.isfinite(decoded).all():
             raise ValueError(f"system {system!r} gave audio {decoded.shape}, allowed: finite audio {audio.shape}")
         stimuli[system] = decoded
-    stimuli, gains = equalise(stimuli)
+    stimuli, gains = equalise(stimuli, REFERENCE)
     files = {system: f"stimuli/s{names.bytes(8).hex()}.wav" for system in stimuli}
     for system in sorted(files, key=files.get):  # times of writing tell nothing either
         write_audio(served / files[system], stimuli[system], sampling_rate)

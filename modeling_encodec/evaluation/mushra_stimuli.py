@@ -1,13 +1,6 @@
-"""What a MUSHRA trial is made of: an excerpt that holds sound, its low-pass anchors, and one level for all.
-
-Levels are equalised by their RMS over the excerpt and not by a loudness model: versions of one excerpt differ little
-in spectrum, and the rule is one line. The price is that the 3.5 kHz anchor, whose power all lies low, can sound
-slightly louder or softer than its RMS says.
-"""
+"""What a MUSHRA trial is made of: an excerpt that holds sound, and its low-pass anchors."""
 
 import numpy as np
-
-from modeling_encodec.evaluation.mushra_key import REFERENCE
 
 
 try:
@@ -25,10 +18,6 @@ BLOCK_SECONDS = 0.1
 QUIETEST_OF_CLIP = 10 ** (-30 / 20)
 QUIETEST = 10 ** (-60 / 20)
 SHARE_WITH_SOUND = 0.5
-# What a trial is scaled down to if one of its stimuli would clip.
-PEAK = 0.99
-# What is 80 dB below the reference is silence, which no gain makes as loud.
-SILENT = 1e-4
 
 
 def low_pass_filter(cutoff: float, sampling_rate: int) -> np.ndarray:
@@ -68,17 +57,3 @@ def find_excerpt(audio: np.ndarray, length: int, sampling_rate: int, rng: np.ran
     starts = edges[edges <= total - length]
     starts = starts[so_far[starts + length] - so_far[starts] >= SHARE_WITH_SOUND * length]
     return int(rng.choice(starts)) if len(starts) else None
-
-
-def equalise(trial: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Every stimulus (channels, T) of a trial at its reference's RMS, and the gains it took.
-
-    All are scaled down by the same gain if one would clip. A silent stimulus stays silent.
-    """
-    levels = {name: float(np.sqrt(np.square(audio, dtype=np.float64).mean())) for name, audio in trial.items()}
-    target = levels[REFERENCE]
-    gains = {name: target / level if level > SILENT * target else 1.0 for name, level in levels.items()}
-    peak = max(gains[name] * float(np.abs(audio).max()) for name, audio in trial.items())
-    shared = min(1.0, PEAK / peak) if peak > 0 else 1.0
-    gains = {name: shared * gain for name, gain in gains.items()}
-    return {name: (gains[name] * audio).astype(np.float32) for name, audio in trial.items()}, gains

@@ -13,6 +13,7 @@ from modeling_encodec.evaluation.metrics import mel_distance, si_snr, windowed_s
 from modeling_encodec.evaluation.perceptual import missing_package, pesq, stoi, visqol
 from modeling_encodec.evaluation.systems import System
 from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.plots import codebook_counts
 from modeling_encodec.streaming import encode_blocks
 
 
@@ -120,11 +121,8 @@ def count_codes(audio: np.ndarray, model: EncodecModel) -> np.ndarray:
     """How often audio (channels, T) uses each entry of each codebook at the highest bandwidth, (codebooks, entries)
     uint32."""
     config = model.config
-    counts = np.zeros((config.num_quantizers, config.codebook_size), np.uint32)
-    for piece, _ in encode_blocks(model, [audio], config.num_quantizers):
-        for codebook, codes in enumerate(piece.cpu().numpy()):
-            counts[codebook] += np.bincount(codes, minlength=config.codebook_size).astype(np.uint32)
-    return counts
+    pieces = encode_blocks(model, [audio], config.num_quantizers)
+    return sum(codebook_counts(piece.cpu().numpy(), config.codebook_size) for piece, _ in pieces).astype(np.uint32)
 
 
 def find_lag(reference: np.ndarray, estimate: np.ndarray, most: int) -> int:

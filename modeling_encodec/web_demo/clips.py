@@ -1,9 +1,4 @@
-"""What the web page does with a file, without a page: `code_clip` and `decode_file`, paths in, dataclasses out.
-
-Original and decoded are brought to one loudness by their RMS over the whole clip, as in the listening tests
-(`evaluation/mushra_stimuli.py`) and not by a loudness model: the two differ little in spectrum, and the rule is one
-line. The price: where the codec loses the highs, the rest may come out a trace louder than a model of hearing says.
-"""
+"""What the web page does with a file, without a page: `code_clip` and `decode_file`, paths in, dataclasses out."""
 
 import io
 import math
@@ -30,10 +25,6 @@ from modeling_encodec.evaluation.metrics import si_snr
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
 from modeling_encodec.processors.audio import AudioReader, join_blocks
-
-
-PEAK = 0.99  # what both players are scaled down to if one would clip
-SILENT = 1e-4  # what is 80 dB below the original is silence, which no gain makes as loud
 
 
 @dataclass(frozen=True)
@@ -178,26 +169,6 @@ def decode_file(
         if path.name in str(error):
             raise
         raise ValueError(f"{path.name}: {error}") from None
-
-
-def match_loudness(original: np.ndarray, decoded: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Both (channels, T), `decoded` at the RMS of `original`, and the gains that it took.
-
-    Both are scaled down alike, to a peak of 0.99, if one would clip. What is silent stays as it is, and so does the
-    other beside it.
-
-    Examples:
-        >>> import numpy as np
-        >>> from modeling_encodec.web_demo.clips import match_loudness
-        >>> match_loudness(np.array([[0.5, -0.5]]), np.array([[0.25, -0.25]]))[2:]
-        (1.0, 2.0)
-    """
-    level, other = (float(np.sqrt(np.square(audio, dtype=np.float64).mean())) for audio in (original, decoded))
-    gain = level / other if level > 0 and other > SILENT * level else 1.0
-    peak = max(float(np.abs(original).max()), gain * float(np.abs(decoded).max()))
-    shared = min(1.0, PEAK / peak) if peak > 0 else 1.0
-    both = (np.float32(shared) * original, np.float32(shared * gain) * decoded)
-    return *both, shared, shared * gain
 
 
 def _read_clip(model: EncodecModel, path: Path, limits: Limits) -> np.ndarray:

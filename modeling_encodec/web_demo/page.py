@@ -13,11 +13,12 @@ import numpy as np
 
 from modeling_encodec.bitstream.compression import name_of
 from modeling_encodec.demo import demo_clips
+from modeling_encodec.evaluation.loudness import equalise
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
 from modeling_encodec.plots import plot_audio, plot_codes, save_figure
 from modeling_encodec.processors.audio import write_audio
-from modeling_encodec.web_demo.clips import CodedClip, Limits, code_clip, decode_file, match_loudness
+from modeling_encodec.web_demo.clips import CodedClip, Limits, code_clip, decode_file
 
 
 try:
@@ -46,21 +47,29 @@ CSS = """
 /* What went wrong is said in a message; the file stays to be seen. */
 #clip [data-testid=status-tracker]:has(.error), #file [data-testid=status-tracker]:has(.error) { display: none }
 """
-# Goes on at the same place in the other player.
-SWITCH = """() => {
+# The audio element of a player by its id, which Gradio keeps out of the document's reach.
+FIND_AUDIO = """(id) => {
   const audio = (node) => {
     for (const inside of node.querySelectorAll("*")) {
       const found = inside.tagName === "AUDIO" && inside.src ? inside : inside.shadowRoot && audio(inside.shadowRoot);
       if (found) return found;
     }
   };
-  const [one, other] = ["original", "decoded"].map((id) => audio(document.getElementById(id)));
+  const place = document.getElementById(id);
+  return place && audio(place);
+}"""
+# Goes on at the same place in the other player.
+SWITCH = (
+    f"() => {{ const find = {FIND_AUDIO};"
+    + """
+  const [one, other] = ["original", "decoded"].map(find);
   if (!one || !other) return;
   const [from, to] = other.paused ? [one, other] : [other, one];
   to.currentTime = from.paused ? 0 : from.currentTime;
   from.pause();
   to.play();
 }"""
+)
 
 
 def build_page(model: EncodecModel, lm: EncodecLM | None = None, limits: Limits | None = None) -> "gr.Blocks":
@@ -198,16 +207,18 @@ def _introduction(model: EncodecModel, lm: EncodecLM | None, limits: Limits) -> 
 
 def _show_coded(coded: CodedClip, model: EncodecModel) -> tuple:
     folder, rate = _new_folder(), coded.sampling_rate
-    original, decoded, gain, other = match_loudness(coded.audio, coded.decoded)
-    for name, audio in (("original", original), ("decoded", decoded)):
+    versions = {"original": coded.audio, "decoded": coded.decoded}
+    heard, gains = equalise(versions, "original")
+    for name, audio in heard.items():
         write_audio(folder / f"{name}.wav", audio, rate)
     (folder / coded.file_name).write_bytes(coded.data)
     loudness = (
         "Both players are equally loud, so that neither sounds better for being louder: the same RMS over the clip, "
-        f"both scaled down alike if one would clip (here: original {_decibels(gain)}, decoded {_decibels(other)})."
+        f"both scaled down alike if one would clip (here: original {_decibels(gains['original'])}, "
+        f"decoded {_decibels(gains['decoded'])})."
     )
-    drawn = _draw({"original": coded.audio, "decoded": coded.decoded}, coded.codes, model, folder)
-    players = [folder / "original.wav", folder / "decoded.wav"]
+    drawn = _draw(versions, coded.codes, model, folder)
+    players = [folder / f"{name}.wav" for name in heard]
     download = gr.update(label=f"Download {coded.file_name}", value=folder / coded.file_name)
     return gr.update(visible=True), _cost(coded), *players, download, loudness, *drawn
 
