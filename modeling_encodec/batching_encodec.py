@@ -1,6 +1,8 @@
 # Copyright 2026 The modeling-encodec authors. Licensed under the Apache License, Version 2.0.
 """Rows of a batch: their lengths checked on the way in, grouped for computing, their chunks stacked on the way out."""
 
+import itertools
+
 import torch
 
 
@@ -13,6 +15,17 @@ def group_by_length(lengths: list[int], most: int) -> list[list[int]]:
         else:
             groups.append([index])
     return groups
+
+
+def compute_device(module: torch.nn.Module) -> torch.device:
+    """Where `module` computes: where its tensors are, or, while they are offloaded, where Accelerate brings them."""
+    tensor = next(itertools.chain(module.parameters(), module.buffers()))
+    if tensor.device.type != "meta":
+        return tensor.device
+    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks if hook is not None)
+    device = next((device for device in devices if device is not None), tensor.device)
+    return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
 
 
 def as_tensor(name: str, value) -> torch.Tensor:

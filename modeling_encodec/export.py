@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from modeling_encodec.bitstream.fingerprints import stream_fingerprint
-from modeling_encodec.layers_encodec import FoldedConv
+from modeling_encodec.kernels_encodec import Conv1d, ConvTranspose1d
 from modeling_encodec.modeling_encodec import EncodecModel
 
 
@@ -115,8 +115,9 @@ def export_onnx(model: EncodecModel, folder: str | Path, num_quantizers: int | N
     folder.mkdir(parents=True, exist_ok=True)
     exact, model = model, copy.deepcopy(model).float().cpu().eval()
     for layer in model.modules():
-        if isinstance(layer, FoldedConv):  # weight norm taken once, here (removing it would reach the original model)
-            layer.weights = partial(_kept, layer.weights(torch.float32))
+        if isinstance(layer, (Conv1d, ConvTranspose1d)):
+            # Weight norm is computed once, here (removing it would reach the original model).
+            layer.ready = partial(_kept, layer.ready(torch.float32))
     config = model.config
     audio = torch.zeros(2, config.audio_channels, 3 * config.hop_length + 1)
     codes = torch.zeros(2, count, 3, dtype=torch.int64)

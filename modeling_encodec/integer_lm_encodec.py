@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from .configuration_encodec import EncodecLMConfig
+from .weight_cache_encodec import WeightCache
 
 
 # What is computed from the tables, and how. A change that changes any result takes a new number.
@@ -55,7 +56,16 @@ SMALL_PRODUCT = 9000
 HIDDEN_SCORE = -(2.0**40)
 
 
-class IntegerLinear(nn.Module):
+class Tables(nn.Module):
+    """Buffers that are read, and never computed with here. Calling it gives them by name; so do they come back where
+    they are offloaded."""
+
+    def forward(self) -> dict[str, torch.Tensor]:
+        """Its own tensors."""
+        return dict(self._buffers)
+
+
+class IntegerLinear(Tables):
     """floor((weight x + bias) 2**exponent): `weight` (out, in) int8, `bias` int32 and `exponent` int8 (out,)."""
 
     def __init__(self, width_in: int, width_out: int):
@@ -65,7 +75,7 @@ class IntegerLinear(nn.Module):
         self.register_buffer("exponent", torch.zeros(width_out, dtype=torch.int8))
 
 
-class IntegerNorm(nn.Module):
+class IntegerNorm(Tables):
     """Layer norm: `gain` int32 and `offset` int64 (D,); `epsilon` int64 () is what is added to the sum of squares."""
 
     def __init__(self, width: int):
@@ -75,7 +85,7 @@ class IntegerNorm(nn.Module):
         self.register_buffer("epsilon", torch.zeros((), dtype=torch.int64))
 
 
-class IntegerLMLayer(nn.Module):
+class IntegerLMLayer(Tables):
     """Tables of one Transformer layer. Exponents turn units of one place into those of the next."""
 
     def __init__(self, config: EncodecLMConfig):
@@ -103,7 +113,7 @@ class IntegerLMCache:
     frames: int = 0
 
 
-class IntegerLM(nn.Module):
+class IntegerLM(Tables):
     """The tables, as they lie in a checkpoint, and `frequencies`."""
 
     def __init__(self, config: EncodecLMConfig):
@@ -120,7 +130,7 @@ class IntegerLM(nn.Module):
         self.register_buffer("form", torch.zeros((), dtype=torch.int32))
         self.register_buffer("attention_exp", torch.zeros(ATTENTION_ENTRIES, dtype=torch.int32))
         self.register_buffer("output_exp", torch.zeros(OUTPUT_ENTRIES, dtype=torch.int32))
-        self._program = None
+        self.cache = WeightCache()
 
     def frequencies(
         self, previous: torch.Tensor, cache: IntegerLMCache | None = None
@@ -154,18 +164,7 @@ class IntegerLM(nn.Module):
 
     def _current_program(self) -> "_Program":
         """The tables in the numbers they are computed in, made anew when they have changed or moved."""
-        tables = list(self.buffers())
-        known = not any(table.is_inference() for table in tables)  # those do not tell whether they were written to
-        key = [(table.data_ptr(), table._version) for table in tables] if known else None
-        if not known or self._program is None or self._program[0] != key:
-            if self.form.item() != FORM:
-                raise ValueError(f"the integer form is version {self.form.item()}, allowed: {FORM}")
-            # Kept with the tables, so that no others come to lie where they do.
-            self._program = (key, _Program(self), tables)
-        return self._program[1]
-
-    def __getstate__(self):
-        return self.__dict__ | {"_program": None}
+        return self.cache.get("program", list(self.buffers()), lambda: _Program(self))
 
 
 Array = np.ndarray | torch.Tensor
@@ -278,10 +277,11 @@ class _Linear:
     """Activations (B, F, in), whole numbers within MOST_ACTIVATION, to (B, F, out); its first `rows` outputs alone."""
 
     def __init__(self, tables: IntegerLinear, place: _Place, rows: int | None = None):
-        self.place, weight = place, tables.weight[:rows].to(place.device)
+        tables = tables()
+        self.place, weight = place, tables["weight"][:rows].to(place.device)
         self.int8 = place.on_cpu and int8_products_are_exact(weight.shape[1], weight.shape[0])
         self.weight = (weight if self.int8 else weight.float()).t()
-        self.bias, self.scale = place.array(tables.bias[:rows]), place.array(_powers(tables.exponent[:rows]))
+        self.bias, self.scale = place.array(tables["bias"][:rows]), place.array(_powers(tables["exponent"][:rows]))
 
     def __call__(self, x: Array) -> Array:
         if self.place.on_cpu:
@@ -296,11 +296,11 @@ class _Linear:
 
 class _Norm:
     def __init__(self, tables: IntegerNorm, place: _Place):
-        self.place = place
+        self.place, tables = place, tables()
         # With this the product of gain and normalised value counts residual units.
         unit = 2.0 ** (RESIDUAL_BITS - GAIN_BITS - INVERSE_BITS)
-        self.gain, self.offset = place.array(tables.gain) * unit, place.array(tables.offset) * unit
-        self.epsilon, self.share = float(tables.epsilon) + 0.5, 1 / len(self.gain)
+        self.gain, self.offset = place.array(tables["gain"]) * unit, place.array(tables["offset"]) * unit
+        self.epsilon, self.share = float(tables["epsilon"]) + 0.5, 1 / len(self.gain)
         self.one, self.limits = place.number(1), (place.number(-RESIDUAL_LIMIT), place.number(RESIDUAL_LIMIT))
 
     def __call__(self, x: Array) -> Array:
@@ -339,14 +339,12 @@ class _Layer:
         for name in ("qkv_proj", "o_proj", "up_proj", "down_proj"):
             setattr(self, name, _Linear(getattr(tables, name), place))
         self.attention_norm, self.output_norm = _Norm(tables.attention_norm, place), _Norm(tables.output_norm, place)
-        self.into, self.middle = (
-            _Activations(tables.input_exponent, place),
-            _Activations(tables.middle_exponent, place),
-        )
-        self.score_scale = place.array(_powers(tables.score_exponent))[:, None, None]
-        self.attended = _Activations(tables.attended_exponent[:, None, None], place)
+        tables = tables()
+        self.into, self.middle = (_Activations(tables[f"{name}_exponent"], place) for name in ("input", "middle"))
+        self.score_scale = place.array(_powers(tables["score_exponent"]))[:, None, None]
+        self.attended = _Activations(tables["attended_exponent"][:, None, None], place)
         self.attended.scale *= 2.0**-40
-        self.gelu = place.array(tables.gelu)
+        self.gelu = place.array(tables["gelu"])
         self.limits = (place.number(-2 * RESIDUAL_LIMIT), place.number(2 * RESIDUAL_LIMIT))
         self.entries = (place.number(0), place.number(GELU_ENTRIES - 1))
         self.last_step = place.number(ATTENTION_ENTRIES - 1)
@@ -387,19 +385,22 @@ class _Program:
     """The tables in the numbers they are computed in, in one place."""
 
     def __init__(self, tables: IntegerLM):
-        config, device = tables.config, tables.embeddings.device
+        config, own = tables.config, tables()
+        if own["form"].item() != FORM:
+            raise ValueError(f"the integer form is version {own['form'].item()}, allowed: {FORM}")
+        device = own["embeddings"].device
         place = _Place(torch.device("cpu") if device.type == "mps" else device)  # which has no float64
         self.config, self.place, self.device, self.xp = config, place, place.device, place.xp
         rows = config.codebook_size + 1
-        scale = _powers(tables.embedding_exponent).repeat_interleave(rows)[:, None]
-        self.embeddings = place.array(tables.embeddings.cpu() * scale, torch.float32)
+        scale = _powers(own["embedding_exponent"]).repeat_interleave(rows)[:, None]
+        self.embeddings = place.array(own["embeddings"].cpu() * scale, torch.float32)
         self.starts = place.array(rows * torch.arange(config.num_codebooks, device="cpu") + 1, torch.int64)
         self.input_norm = _Norm(tables.input_norm, place)
-        self.positions = place.array(tables.positions)
+        self.positions = place.array(own["positions"])
         self.layers = [_Layer(layer, config, place) for layer in tables.layers]
-        self.head_activations = _Activations(tables.head_exponent, place)
+        self.head_activations = _Activations(own["head_exponent"], place)
         self.head = functools.cache(lambda books: _Linear(tables.head, place, books * config.codebook_size))
-        self.attention_exp, self.output_exp = place.array(tables.attention_exp), place.array(tables.output_exp)
+        self.attention_exp, self.output_exp = place.array(own["attention_exp"]), place.array(own["output_exp"])
         self.last_step = place.number(OUTPUT_ENTRIES - 1)
 
     def first_memories(self, batch: int) -> list[_Memory]:

@@ -10,9 +10,8 @@ rounding. An accelerator computes rows together, each padded at its own end (see
 differ from those of the row alone where two codebook entries are equally near within float32 rounding.
 """
 
-import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -22,6 +21,7 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
 from .batching_encodec import (
     as_tensor,
+    compute_device,
     group_by_length,
     row_lengths,
     silence_left_padding,
@@ -33,20 +33,12 @@ from .configuration_encodec import EncodecConfig
 from .outputs_encodec import EncodecDecoderOutput, EncodecEncoderOutput, EncodecOutput
 from .precision_encodec import exact_float32, has_bfloat16
 from .quantization_encodec import EncodecEuclideanCodebook, EncodecResidualVectorQuantizer
-from .seanet_encodec import EncodecDecoder, EncodecEncoder, split_blocks
+from .seanet_encodec import EncodecDecoder, EncodecEncoder, block_frames
+from .weight_cache_encodec import unchanged_weights
 
 
-# Frames computed at a time, which bounds memory; on a CPU the high-rate layers take fewer, to stay in the cache.
-CPU_BLOCK_FRAMES = 600
-CPU_FINE_FRAMES = 50
-ACCELERATOR_BLOCK_FRAMES = 4096
 # Frames of all rows that an accelerator computes together.
 ACCELERATOR_BATCH_FRAMES = 65536
-
-
-def as_it_is(x: torch.Tensor) -> torch.Tensor:
-    """`x` as it is."""
-    return x
 
 
 class EncodecPreTrainedModel(PreTrainedAudioTokenizerBase):
@@ -59,6 +51,11 @@ class EncodecPreTrainedModel(PreTrainedAudioTokenizerBase):
     input_modalities = "audio"
     _no_split_modules = ["EncodecEncoder", "EncodecDecoder", "EncodecResidualVectorQuantizer"]
     _keep_in_fp32_modules_strict = ["quantizer"]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return compute_device(self)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -136,12 +133,7 @@ class EncodecModel(EncodecPreTrainedModel):
         spans = [list(self.config.chunk_spans(length)) for length in lengths]
         with torch.set_grad_enabled(torch.is_grad_enabled() and return_latents), exact_float32():
             pieces = [audio[r : r + 1, :, slice(*span)] for r, row in enumerate(spans) for span in row]
-            if return_latents:
-                pieces, scales = self._normalise(pieces)
-                latents = self._run(self.encoder, pieces)
-                codes = [self.quantize(latent, quantizers) for latent in latents]
-            else:
-                codes, scales = self.encode_pieces(pieces, quantizers)
+            codes, scales, latents = self.encode_pieces(pieces, quantizers)
         shape = [len(row) for row in spans]
         longest = lengths.index(max(lengths))
         frames = [[self.config.num_frames(stop - start) for start, stop in row] for row in spans]
@@ -157,16 +149,24 @@ class EncodecModel(EncodecPreTrainedModel):
             return output.audio_codes, output.audio_scales, output.last_frame_pad_length
         return output
 
-    def encode_pieces(self, pieces: list[torch.Tensor], num_quantizers: int) -> tuple[list, list]:
-        """Codes (1, K, F), K `num_quantizers`, and scales (1, 1), if the model normalises, of `pieces` of audio
-        (1, channels, T) known to be right: whole signals, or chunks."""
+    def encode_pieces(self, pieces: list[torch.Tensor], num_quantizers: int) -> tuple[list, list, list]:
+        """Codes (1, K, F), K `num_quantizers`, scales (1, 1), if the model normalises, and latents (1, D, F) of
+        `pieces` of audio (1, channels, T) known to be right: whole signals, or chunks."""
         pieces, scales = self._normalise(pieces)
-        finish = functools.partial(self.quantize, num_quantizers=num_quantizers)
-        return self._run(self.encoder, pieces, finish=finish), scales
+        with unchanged_weights():
+            latents = self._run(self.encoder, pieces)
+            codes = []
+            for piece, latent in zip(pieces, latents):
+                blocks = self.encoder.block_outputs(piece, False, latent.shape[2])
+                codes.append(self.quantize(latent, num_quantizers, blocks))
+        return codes, scales, latents
 
-    def quantize(self, latents: torch.Tensor, num_quantizers: int) -> torch.Tensor:
-        """Codes (B, K, F), K `num_quantizers`, of the encoder's `latents` (B, D, F)."""
-        return self.quantizer.encode(latents, num_quantizers=num_quantizers).transpose(0, 1)
+    def quantize(self, latents: torch.Tensor, num_quantizers: int, blocks: list[int] | None = None) -> torch.Tensor:
+        """Codes (B, K, F), K `num_quantizers`, of the encoder's `latents` (B, D, F); searched for in `blocks` of so
+        many frames, since a product's rounding may depend on its size."""
+        parts = latents.split(blocks or latents.shape[2], dim=2)
+        codes = [self.quantizer.encode(part, num_quantizers=num_quantizers).transpose(0, 1) for part in parts]
+        return codes[0] if len(codes) == 1 else torch.cat(codes, dim=2)
 
     def resolve_quantizers(self, bandwidth: float | None, num_quantizers: int | None) -> int:
         """Codebooks that `bandwidth` (kbps) or `num_quantizers` asks for; neither: what the smallest bandwidth takes.
@@ -272,7 +272,7 @@ class EncodecModel(EncodecPreTrainedModel):
 
     def decode_pieces(self, pieces: list[torch.Tensor], scales: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
         """Audio (1, channels, T) of `pieces` (1, K, F) of right codes, whole signals or chunks, and their `scales`."""
-        decoded = self._run(self.decoder, pieces, prepare=self.embed_checked)
+        decoded = self._run(self.decoder, [self.embed_checked(piece) for piece in pieces])
         return decoded if scales is None else [audio.float() * scale for audio, scale in zip(decoded, scales)]
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
@@ -406,7 +406,7 @@ class EncodecModel(EncodecPreTrainedModel):
     @property
     def block_frames(self) -> int:
         """Frames that are computed at a time."""
-        return CPU_BLOCK_FRAMES if self.device.type == "cpu" else ACCELERATOR_BLOCK_FRAMES
+        return block_frames(self.device)
 
     @property
     def precision(self) -> str:
@@ -435,53 +435,18 @@ class EncodecModel(EncodecPreTrainedModel):
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return self.config.return_dict if return_dict is None else return_dict
 
-    def _run(self, net: EncodecEncoder | EncodecDecoder, pieces: list, prepare=as_it_is, finish=as_it_is) -> list:
-        """`net` on each (1, C, T) piece, as if alone. `prepare` makes its input of a piece's blocks, and `finish` what
-        is returned of its output, so that no more than a block of either is kept."""
-        if not self.computes_rows_together:
-            return [self._run_piece(net, piece, prepare, finish) for piece in pieces]
-        dtype = None if torch.is_grad_enabled() else self.compute_dtype
-        outputs = [None] * len(pieces)
-        for group in group_by_length([piece.shape[2] for piece in pieces], ACCELERATOR_BATCH_FRAMES * net.hop):
-            if len(group) == 1:
-                outputs[group[0]] = self._run_piece(net, pieces[group[0]], prepare, finish)
-            else:
+    def _run(self, net: EncodecEncoder | EncodecDecoder, pieces: list[torch.Tensor]) -> list[torch.Tensor]:
+        """`net` on each (1, C, T) piece, as if alone."""
+        options = {} if torch.is_grad_enabled() or self.compute_dtype == self.dtype else {"dtype": self.compute_dtype}
+        with unchanged_weights():
+            if not self.computes_rows_together or net.foreign() is not None:
+                return [net(piece, **options) for piece in pieces]
+            outputs = [None] * len(pieces)
+            for group in group_by_length([piece.shape[2] for piece in pieces], ACCELERATOR_BATCH_FRAMES * net.hop):
                 batch = [pieces[index] for index in group]
-                for index, output in zip(group, _run_ragged(net, batch, prepare, finish, dtype)):
+                for index, output in zip(group, _run_ragged(net, batch, options)):
                     outputs[index] = output
         return outputs
-
-    def _run_piece(self, net, piece: torch.Tensor, prepare, finish) -> torch.Tensor:
-        """`net` on a whole piece, in blocks."""
-        whole, filled = None, 0
-        for output, _ in self.run_blocks(net, piece, prepare=prepare):
-            output = finish(output)
-            if whole is None:
-                width = net.output_lengths(piece.shape[2])
-                if output.shape[2] == width:
-                    return output
-                whole = output.new_empty(*output.shape[:2], width)
-            whole[..., filled : filled + output.shape[2]] = output
-            filled += output.shape[2]
-        return whole
-
-    def run_blocks(
-        self, net: EncodecEncoder | EncodecDecoder, piece: torch.Tensor, state=None, end: bool = True, prepare=as_it_is
-    ) -> Iterator[tuple[torch.Tensor, tuple]]:
-        """`net.step`, of encoder or decoder `net`, on the next `piece` (B, C, T) of signals after `state`, each block
-        of it through `prepare`: outputs and the state after each. `end`: the signals end here. Blocks have a bounded
-        number of frames, counted from the signals' beginning."""
-        size, fine = net.hop * self.block_frames, CPU_FINE_FRAMES if piece.device.type == "cpu" else None
-        first = size if state is not None else net.start + max(0, size - net.start) // net.hop * net.hop
-        if torch.is_grad_enabled() or self.config.norm_type == "time_group_norm":  # the norm looks at the whole piece
-            first, fine = piece.shape[2], None
-        for start, stop in split_blocks(piece.shape[2], size, first):
-            block = piece[..., start:stop]
-            last = end and stop == piece.shape[2]
-            block = prepare(block)
-            dtype = None if torch.is_grad_enabled() else self.compute_dtype
-            output, state = net.step(block, state, last, block=fine, dtype=dtype)
-            yield output, state
 
 
 def overlap_triangle(length: int, device: torch.device) -> torch.Tensor:
@@ -490,14 +455,14 @@ def overlap_triangle(length: int, device: torch.device) -> torch.Tensor:
     return 0.5 - (time - 0.5).abs()
 
 
-def _run_ragged(net: nn.Module, pieces: list[torch.Tensor], prepare, finish, dtype) -> list[torch.Tensor]:
+def _run_ragged(net: nn.Module, pieces: list[torch.Tensor], options: dict) -> list[torch.Tensor]:
     """`net` on several pieces of different lengths in one batch."""
-    lengths = torch.tensor([piece.shape[2] for piece in pieces], device=pieces[0].device)
-    longest = int(lengths.max())
-    batch = torch.cat([nn.functional.pad(piece, (0, longest - piece.shape[2])) for piece in pieces])
-    equal = bool((lengths == longest).all())
-    output = finish(net.step(prepare(batch), lengths=None if equal else lengths, dtype=dtype)[0])
-    return [row[None, :, :length] for row, length in zip(output, net.output_lengths(lengths).tolist())]
+    counts = [piece.shape[2] for piece in pieces]
+    batch = torch.cat([nn.functional.pad(piece, (0, max(counts) - piece.shape[2])) for piece in pieces])
+    if min(counts) == max(counts):
+        return list(net(batch, **options).split(1))
+    output = net(batch, torch.tensor(counts, device=batch.device), **options)
+    return [row[None, :, : net.output_lengths(count)] for row, count in zip(output, counts)]
 
 
 # What `save_pretrained` writes carries this code along, for `trust_remote_code` on a machine without this package.

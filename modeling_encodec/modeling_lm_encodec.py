@@ -9,7 +9,6 @@ The float model trains and tells bits. A range coder must not be fed with it: fl
 `quantize` makes the integer form (`integer_lm_encodec`), whose frequencies are the same everywhere.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .batching_encodec import compute_device
 from .calibration_lm_encodec import integer_tables
 from .configuration_encodec import EncodecLMConfig
 from .integer_lm_encodec import IntegerLM, IntegerLMCache
@@ -63,6 +63,25 @@ class EncodecLMOutput(ModelOutput):
     codebook_bits: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     cache: EncodecLMCache | None = None
+
+
+class CodeEmbedding(nn.Embedding):
+    """`nn.Embedding` that can sum what it looks up."""
+
+    def forward(self, index, *, summed: bool = False):
+        """(..., K) -> (..., K, D), or `summed` over K, without the memory for its parts, (..., D)."""
+        if not summed:
+            return super().forward(index)
+        rows = nn.functional.embedding_bag(index.flatten(0, -2), self.weight, mode="sum")
+        return rows.unflatten(0, index.shape[:-1])
+
+
+class CodeHead(nn.Linear):
+    """`nn.Linear` that can compute some of its outputs alone."""
+
+    def forward(self, hidden, *, rows: slice = slice(None)):
+        """(..., D) -> (..., outputs) of these `rows` of the weight."""
+        return nn.functional.linear(hidden, self.weight[rows], self.bias[rows])
 
 
 class EncodecLMLayer(GradientCheckpointingLayer):
@@ -144,17 +163,17 @@ class EncodecLM(EncodecLMPreTrainedModel):
         self.integer = IntegerLM(config) if config.has_integer_form else None
         if config.has_float_form:
             rows = config.num_codebooks * (config.codebook_size + 1)
-            self.embeddings = nn.Embedding(rows, config.hidden_size)
+            self.embeddings = CodeEmbedding(rows, config.hidden_size)
             self.input_norm = nn.LayerNorm(config.hidden_size)
             self.layers = nn.ModuleList(EncodecLMLayer(config) for _ in range(config.num_hidden_layers))
-            self.head = nn.Linear(config.hidden_size, config.num_codebooks * config.codebook_size)
+            self.head = CodeHead(config.hidden_size, config.num_codebooks * config.codebook_size)
         self.gradient_checkpointing = False
         self.post_init()
 
     @property
     def device(self) -> torch.device:
-        """Of the weights, or of the integer form's tables where there are no weights."""
-        return next(itertools.chain(self.parameters(), self.buffers())).device
+        """Where the model computes."""
+        return compute_device(self)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -226,7 +245,7 @@ class EncodecLM(EncodecLMPreTrainedModel):
         """Last layer's output (B, F, D) for frames whose predecessors are `previous`."""
         if not self.config.has_float_form:
             raise ValueError("this checkpoint holds the integer form alone, allowed: frequencies()")
-        previous = previous.to(self.embeddings.weight.device)
+        previous = previous.to(self.device)
         if cache is None:
             cache = self._first_cache(previous, position_offset)
         frames = previous.shape[2]
@@ -248,7 +267,7 @@ class EncodecLM(EncodecLMPreTrainedModel):
 
     def position_table(self) -> torch.Tensor:
         """Cosines, then sines, of every position at hidden_size / 2 rates: (max_positions, D)."""
-        half, device = self.config.hidden_size // 2, self.embeddings.weight.device
+        half, device = self.config.hidden_size // 2, self.device
         rates = 10000 ** (torch.arange(half, dtype=torch.float32, device=device) / (half - 1))
         phase = torch.arange(self.config.max_positions, device=device)[:, None] / rates
         return torch.cat([phase.cos(), phase.sin()], dim=-1)
@@ -258,11 +277,12 @@ class EncodecLM(EncodecLMPreTrainedModel):
         rows = self.config.codebook_size + 1  # the first of each codebook is for "no frame before"
         starts = rows * torch.arange(previous.shape[1], device=previous.device)
         index = (previous + 1).transpose(1, 2) + starts
-        summed = nn.functional.embedding_bag(index.flatten(0, 1), self.embeddings.weight, mode="sum")
-        return summed.unflatten(0, index.shape[:2])
+        if isinstance(self.embeddings, CodeEmbedding):
+            return self.embeddings(index, summed=True)
+        return self.embeddings(index).sum(2)  # what somebody put in its place
 
     def _first_cache(self, previous: torch.Tensor, position_offset) -> EncodecLMCache:
-        batch, weight = len(previous), self.embeddings.weight
+        batch, place = len(previous), {"device": previous.device, "dtype": self.dtype}
         if position_offset is None:
             position_offset = 0
             if self.training:
@@ -271,24 +291,28 @@ class EncodecLM(EncodecLMPreTrainedModel):
         position = torch.as_tensor(position_offset, device=previous.device).expand(batch)[:, None]
         keys, values = [], []
         for layer in self.layers:
-            bias = layer.qkv_proj.bias.to(weight.dtype).expand(batch, int(self.config.zero_past_key), -1)
-            _, key, value = layer.split_heads(bias)  # what the projections make of a zero vector
+            zeros = torch.zeros(batch, int(self.config.zero_past_key), self.config.hidden_size, **place)
+            _, key, value = layer.split_heads(layer.qkv_proj(zeros))
             keys.append(key)
             values.append(value)
         return EncodecLMCache(keys, values, position)
 
     def _logits(self, hidden: torch.Tensor, count: int) -> torch.Tensor:
-        rows = count * self.config.codebook_size
-        logits = nn.functional.linear(hidden, self.head.weight[:rows], self.head.bias[:rows])
+        logits = self._head(hidden, slice(count * self.config.codebook_size))
         return logits.unflatten(2, (count, -1)).transpose(1, 2)
+
+    def _head(self, hidden: torch.Tensor, rows: slice) -> torch.Tensor:
+        """These `rows` of the head's outputs."""
+        if isinstance(self.head, CodeHead):
+            return self.head(hidden, rows=rows)
+        return self.head(hidden)[..., rows]  # what somebody put in its place
 
     def _bits(self, hidden, labels, logits) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean bits per code, of all labels and of each codebook's; codebook by codebook, for memory."""
         size, sums, counts = self.config.codebook_size, [], []
         for number, wanted in enumerate(labels.to(hidden.device).unbind(1)):
             if logits is None:
-                rows = slice(number * size, (number + 1) * size)
-                row_logits = nn.functional.linear(hidden, self.head.weight[rows], self.head.bias[rows])
+                row_logits = self._head(hidden, slice(number * size, (number + 1) * size))
             else:
                 row_logits = logits[:, number]
             nats = nn.functional.cross_entropy(

@@ -17,7 +17,9 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .batching_encodec import compute_device
 from .configuration_encodec import EncodecConfig
+from .weight_cache_encodec import WeightCache
 
 
 # Added to each code's count before dividing by it, relative to the total, so that no code has none (original's value).
@@ -68,7 +70,7 @@ class EncodecEuclideanCodebook(nn.Module):
         self.cluster_size = nn.Buffer(torch.zeros(size))
         self.embed = nn.Buffer(torch.empty(size, dim))
         self.embed_avg = nn.Buffer(torch.empty(size, dim))
-        self._kept = None
+        self.cache = WeightCache()
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -87,22 +89,25 @@ class EncodecEuclideanCodebook(nn.Module):
                 self._buffers[name] = buffer.to(self._buffers[name].device)
         return self
 
-    def encode(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Index of the nearest codebook vector for each of (N, D) `vectors`, as (N,) int64."""
-        return _nearest(vectors, *self._search_form())
+    def forward(self) -> torch.Tensor:
+        """The vectors (size, D), float32. Called, so that an offloaded codebook is brought back first."""
+        return self.embed.float()
 
-    def _search_form(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `_search_form` of the vectors, kept until they change: a live stream asks for one frame at a time."""
-        if torch.compiler.is_compiling() or self.embed.is_inference():  # the latter does not tell that it changed
-            return _search_form(self.embed.float())
-        version = self.embed.data_ptr(), self.embed._version, self.embed.device
-        if self._kept is None or self._kept[0] != version:
-            self._kept = version, _search_form(self.embed.float())
-        return self._kept[1]
+    def encode(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Index of the nearest codebook vector for each of (..., D) `vectors`, as (...) int64."""
+        codes = self.quantize(vectors.reshape(-1, vectors.shape[-1]))
+        return codes.view(vectors.shape[:-1])
+
+    def quantize(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The same of (N, D) `vectors`, as (N,) int64."""
+        if torch.compiler.is_compiling():
+            return _nearest(vectors, *_search_form(self()))
+        # Kept until they change: a live stream asks for one frame at a time.
+        return _nearest(vectors, *self.cache.get("search", [self.embed], lambda: _search_form(self())))
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codebook vectors (..., D) of int64 `codes` (...)."""
-        return F.embedding(codes, self.embed.float())
+        return F.embedding(codes, self())
 
     def start(self, vectors: torch.Tensor, counts: torch.Tensor) -> None:
         """Take (size, D) `vectors` as codes that have met `counts` (size,) vectors each."""
@@ -138,11 +143,19 @@ class EncodecEuclideanCodebook(nn.Module):
 
 
 class EncodecVectorQuantization(nn.Module):
-    """One stage of the residual quantiser (a level kept for the names in checkpoints)."""
+    """One stage of the residual quantiser."""
 
     def __init__(self, config: EncodecConfig):
         super().__init__()
         self.codebook = EncodecEuclideanCodebook(config)
+
+    def encode(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Codes (B, F) int64 of latents, or what is left of them, `hidden_states` (B, D, F)."""
+        return self.codebook.encode(hidden_states.transpose(1, 2).float())
+
+    def decode(self, embed_ind: torch.Tensor) -> torch.Tensor:
+        """Codebook vectors (B, D, F) float32 of codes `embed_ind` (B, F)."""
+        return self.codebook.decode(embed_ind).transpose(1, 2)
 
 
 class EncodecResidualVectorQuantizer(nn.Module):
@@ -154,12 +167,14 @@ class EncodecResidualVectorQuantizer(nn.Module):
     def __init__(self, config: EncodecConfig):
         super().__init__()
         self.config = config
+        self.codebook_size, self.frame_rate = config.codebook_size, config.frame_rate
+        self.num_quantizers = config.num_quantizers
         self.layers = nn.ModuleList([EncodecVectorQuantization(config) for _ in range(config.num_quantizers)])
 
     @property
     def device(self) -> torch.device:
         """Where the codebooks are; latents and codes are brought there."""
-        return self.layers[0].codebook.embed.device
+        return compute_device(self)
 
     def get_num_quantizers_for_bandwidth(self, bandwidth: float | None = None) -> int:
         """Codebooks used at `bandwidth` kbps, all of them without one."""
@@ -176,7 +191,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
         residual = embeddings.to(self.device, torch.float32).transpose(1, 2).flatten(0, 1)  # (B * F, D)
         codes = []
         for layer in self.layers[:count]:
-            codes.append(layer.codebook.encode(residual))
+            codes.append(layer.codebook.quantize(residual))
             residual = residual - layer.codebook.decode(codes[-1])
         return torch.stack(codes).view(count, batch, frames)
 
@@ -204,7 +219,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
             vectors = embeddings.float().transpose(1, 2).reshape(-1, dim)  # (N, D)
             residual, codes, losses, residuals = vectors, [], [], []
             for layer in self.layers[:num_quantizers]:
-                codes.append(layer.codebook.encode(residual.detach()))
+                codes.append(layer.codebook.quantize(residual.detach()))
                 residuals.append(residual.detach())
                 quantized = layer.codebook.decode(codes[-1])
                 losses.append(F.mse_loss(residual, quantized))
@@ -278,7 +293,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
                 centroids, counts = kmeans(vectors, self.config.codebook_size, iterations, generator)
                 _broadcast(centroids, counts)  # machines of different kinds round differently
                 codebook.start(centroids, counts / batches)
-            vectors = vectors - codebook.decode(codebook.encode(vectors))
+            vectors = vectors - codebook.decode(codebook.quantize(vectors))
 
 
 def codebook_usage(counts: torch.Tensor, threshold: float = 0.1) -> tuple[list[float], list[float]]:

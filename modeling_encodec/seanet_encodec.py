@@ -2,7 +2,8 @@
 """SEANet encoder and decoder (paper section 3.1): layers in order, over whole signals or piece by piece.
 
 One code path serves both. `step` takes a piece and the state before it, a tuple of one tensor a layer, and returns the
-state after it. A first piece must have `net.start` samples, or be the whole signal; after that every `net.hop` samples
+state after it. Layers are called as modules are, so hooks on them, adapters inside them and offloading work; a layer
+that somebody replaced by their own is given whole signals. A first piece must have `net.start` samples, or be the whole signal; after that every `net.hop` samples
 give as many outputs as the last ones did, and states keep their shapes. A last piece may have any length, 0 included.
 """
 
@@ -11,7 +12,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration_encodec import EncodecConfig
-from .layers_encodec import EncodecConv1d, EncodecConvTranspose1d, EncodecLSTM, EncodecResnetBlock, elu
+from .kernels_encodec import ELU
+from .layers_encodec import EncodecConv1d, EncodecConvTranspose1d, EncodecLSTM, EncodecResnetBlock, Layer, Step
+from .weight_cache_encodec import unchanged_weights
+
+
+# Frames computed at a time, which bounds memory; on a CPU the high-rate layers take fewer, to stay in the cache.
+CPU_BLOCK_FRAMES = 600
+CPU_FINE_FRAMES = 50
+ACCELERATOR_BLOCK_FRAMES = 4096
+
+
+def block_frames(device: torch.device) -> int:
+    """Frames that are computed at a time there."""
+    return CPU_BLOCK_FRAMES if device.type == "cpu" else ACCELERATOR_BLOCK_FRAMES
 
 
 class _Seanet(nn.Module):
@@ -29,8 +43,8 @@ class _Seanet(nn.Module):
     layers: nn.ModuleList
     stages: tuple[tuple[range, int | None], ...]  # layers, and samples per frame at the input of a high-rate stage
 
-    def _set_geometry(self, hop: int) -> None:
-        self.hop = hop
+    def _set_geometry(self, config: EncodecConfig, hop: int) -> None:
+        self.hop, self.looks_at_whole = hop, config.norm_type == "time_group_norm"
         self.with_state = [index for index, layer in enumerate(self.layers) if not isinstance(layer, nn.ELU)]
         steady, first = self._inputs(first=False), self._inputs(first=True)
         self.lookahead = steady - hop
@@ -57,59 +71,130 @@ class _Seanet(nn.Module):
             count = self.layers[index].outputs(count)
         return tuple(state)
 
-    def forward(self, x: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, C, T) whole signals, of `lengths` (B,) where rows end early -> (B, C', T')."""
-        if torch.compiler.is_compiling() and lengths is None:
-            return self._forward_any_length(x)
-        return self.step(x, lengths=lengths)[0].to(self.layers[0].conv.bias.dtype)
-
-    def _forward_any_length(self, x: torch.Tensor) -> torch.Tensor:
-        """The same as one graph for all lengths: whole frames, at least two since compilers treat a size of 1 apart,
-        and `lengths` to tell what is signal, for which no layer branches on a length."""
-        length = x.shape[2]
-        frames = torch.sym_max((length + self.hop - 1) // self.hop, 2)
-        lengths = torch.full((x.shape[0],), length, device=x.device)
-        y, _ = self.step(F.pad(x, (0, frames * self.hop - length)), lengths=lengths)
-        return y[..., : self.output_lengths(length)]
-
-    def step(
+    def forward(
         self,
         x: torch.Tensor,
-        state: tuple | None = None,
-        end: bool = True,
         lengths: torch.Tensor | None = None,
         *,
-        block: int | None = None,
+        step: Step | None = None,
         dtype: torch.dtype | None = None,
-    ) -> tuple[torch.Tensor, tuple]:
-        """The next piece (B, C, T) of each row's signal -> (B, C', T') and the state after it, a new value.
+    ) -> torch.Tensor:
+        """(B, C, T), whole signals, of `lengths` (B,) where rows end early, or pieces of signals as `step` says ->
+        (B, C', T') in the parameters' dtype. `dtype` is what the layers compute in, the parameters' by default.
 
-        `block` is the number of frames that the high-rate layers take at a time, all by default; `dtype` what they
-        compute in, the parameters' own by default.
+        Where no gradient is wanted it goes block by block, which bounds memory; layers are called once a block.
         """
-        x = x.to(dtype or self.layers[0].conv.bias.dtype)  # float32 audio and latents go into a half-precision model
+        x = x.to(dtype or self.dtype)  # float32 audio and latents go into a half-precision model
+        if torch.compiler.is_compiling():
+            if step is None and lengths is None:
+                return self._forward_any_length(x)
+            return self._forward_blocks(x, step or Step(lengths=lengths))
+        if (name := self.foreign()) is not None:
+            return self._forward_whole(x, lengths, step, name)
+        with unchanged_weights():
+            return self._forward_blocks(x, step or Step(lengths=lengths))
+
+    def step(
+        self, x: torch.Tensor, state: tuple | None = None, end: bool = True, dtype: torch.dtype | None = None
+    ) -> tuple[torch.Tensor, tuple]:
+        """The next piece (B, C, T) of each row's signal -> (B, C', T') and the state after it, a new value."""
+        step = Step(state, end)
+        return self(x, step=step, dtype=dtype), step.state
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return next(self.parameters()).dtype
+
+    def foreign(self) -> str | None:
+        """The name of a layer that somebody has put here, which knows whole signals alone; `None` without one."""
+        for index in self.with_state:
+            layer = self.layers[index]
+            inner = layer.foreign() if isinstance(layer, Layer) else ""
+            if inner is not None:
+                return f"layers.{index}.{inner}".rstrip(".")
+        return None
+
+    def _forward_whole(self, x, lengths, step, name: str) -> torch.Tensor:
+        """Layers as they come, one after the other."""
+        if step is not None or lengths is not None:
+            kind = type(self.get_submodule(name)).__name__
+            raise ValueError(f"{name} is a {kind}, which computes whole signals alone, allowed: forward of each alone")
+        for layer in self.layers:
+            x = layer(x)
+        return x.to(self.dtype)
+
+    def _forward_any_length(self, x: torch.Tensor) -> torch.Tensor:
+        """A whole signal as one graph for all lengths: whole frames, at least two since compilers treat a size of 1
+        apart, and `lengths` to tell what is signal, for which no layer branches on a length."""
+        length = x.shape[2]
+        frames = torch.sym_max((length + self.hop - 1) // self.hop, 2)
+        step = Step(lengths=torch.full((x.shape[0],), length, device=x.device))
+        y = self._forward_blocks(F.pad(x, (0, frames * self.hop - length)), step)
+        return y[..., : self.output_lengths(length)]
+
+    def _forward_blocks(self, x: torch.Tensor, step: Step) -> torch.Tensor:
+        whole, filled, outputs = step.state is None and step.end and step.lengths is None, 0, None
+        blocks = [(0, x.shape[2])] if step.lengths is not None else self.blocks(x, step.state is not None)
+        for start, stop in blocks:
+            part = Step(step.state, step.end and stop == x.shape[2], step.lengths)
+            y = self._advance(x[..., start:stop], part).to(self.dtype)
+            step.state = part.state
+            if len(blocks) == 1:
+                step.lengths = part.lengths
+                return y
+            if whole:  # not joined at the end, which would need twice the memory
+                outputs = y.new_empty(*y.shape[:2], self.output_lengths(x.shape[2])) if outputs is None else outputs
+                outputs[..., filled : filled + y.shape[2]] = y
+                filled += y.shape[2]
+            else:
+                outputs = [*(outputs or []), y]
+        return outputs if whole else torch.cat(outputs, dim=2)
+
+    def blocks(self, x: torch.Tensor, begun: bool) -> list[tuple[int, int]]:
+        """(start, stop) of the inputs computed at a time, of a piece `x` (B, C, T) of a signal that has `begun` or
+        begins with it. Blocks have a bounded number of frames, counted from the signal's beginning."""
+        if torch.is_grad_enabled() or self.looks_at_whole or torch.compiler.is_compiling():
+            return [(0, x.shape[2])]
+        size = self.hop * block_frames(x.device)
+        first = size if begun else self.start + max(0, size - self.start) // self.hop * self.hop
+        return split_blocks(x.shape[2], size, first)
+
+    def block_outputs(self, x: torch.Tensor, begun: bool, total: int) -> list[int]:
+        """How many of the `total` outputs for `x` each block of it gave."""
+        before = self.start if begun else 0
+        ends = [before + stop for _, stop in self.blocks(x, begun)[:-1]]
+        ends = [self.outputs(end) - (self.outputs(before) if begun else 0) for end in ends] + [total]
+        return [stop - start for start, stop in zip([0, *ends], ends)]
+
+    def _advance(self, x: torch.Tensor, step: Step) -> torch.Tensor:
+        """One block. The high-rate layers take it in finer blocks on a CPU."""
+        fine = CPU_FINE_FRAMES if x.device.type == "cpu" and step.lengths is None else None
+        if torch.is_grad_enabled() or self.looks_at_whole or torch.compiler.is_compiling():
+            fine = None
+        fine = fine and max(fine, -(-self.start // self.hop))
         x = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-        block = block and max(block, -(-self.start // self.hop))
-        states = dict.fromkeys(self.with_state) if state is None else dict(zip(self.with_state, state))
+        states = dict.fromkeys(self.with_state) if step.state is None else dict(zip(self.with_state, step.state))
         for layers, rate in self.stages:
-            blocks = split_blocks(x.shape[3], block * rate) if block and rate else [(0, x.shape[3])]
+            blocks = split_blocks(x.shape[3], fine * rate) if fine and rate else [(0, x.shape[3])]
             outputs = []
             for start, stop in blocks:
-                last = end and stop == x.shape[3]
-                y, lengths = self._advance(layers, x[..., start:stop], states, last, lengths)
-                outputs.append(y)
-            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=3)
-        return x.squeeze(2), tuple(states.values())
+                last = step.end and stop == x.shape[3]
+                y, lengths = self._run_layers(layers, x[..., start:stop].squeeze(2), states, last, step.lengths)
+                outputs.append(y.unsqueeze(2))
+            x, step.lengths = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=3), lengths
+        step.state = tuple(states.values())
+        return x.squeeze(2)
 
-    def _advance(self, layers: range, x, states: dict, end: bool, lengths):
-        """One stage's layers over one block; their `states` are replaced."""
+    def _run_layers(self, layers: range, x, states: dict, end: bool, lengths):
+        """One stage's layers; their `states` are replaced."""
         for index in layers:
-            layer = self.layers[index]
-            if isinstance(layer, nn.ELU):
-                x = elu(x)
+            if index not in states:
+                x = self.layers[index](x)
                 continue
-            x, states[index] = layer.step(x, states[index], end, lengths)
-            lengths = None if lengths is None else layer.output_lengths(lengths)
+            step = Step(states[index], end, lengths)
+            x = self.layers[index](x, step=step)
+            states[index], lengths = step.state, step.lengths
         return x, lengths
 
     def output_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
@@ -129,15 +214,15 @@ class EncodecEncoder(_Seanet):
         for ratio in reversed(config.upsampling_ratios):
             for j in range(config.num_residual_layers):
                 layers.append(EncodecResnetBlock(config, dim, config.dilation_growth_rate**j))
-            layers += [nn.ELU(), EncodecConv1d(config, dim, 2 * dim, 2 * ratio, stride=ratio)]
+            layers += [ELU(), EncodecConv1d(config, dim, 2 * dim, 2 * ratio, stride=ratio)]
             dim *= 2
-        layers += [EncodecLSTM(config, dim), nn.ELU()]
+        layers += [EncodecLSTM(config, dim), ELU()]
         layers.append(EncodecConv1d(config, dim, config.hidden_size, config.last_kernel_size))
         self.layers = nn.ModuleList(layers)
         # The low-rate stage begins after the last downsampling but one.
         cut = len(layers) - 5 - config.num_residual_layers
         self.stages = (range(cut), config.hop_length), (range(cut, len(layers)), None)
-        self._set_geometry(config.hop_length)
+        self._set_geometry(config, config.hop_length)
 
 
 class EncodecDecoder(_Seanet):
@@ -148,16 +233,16 @@ class EncodecDecoder(_Seanet):
         dim = config.num_filters * 2 ** len(config.upsampling_ratios)
         layers = [EncodecConv1d(config, config.hidden_size, dim, config.kernel_size), EncodecLSTM(config, dim)]
         for ratio in config.upsampling_ratios:
-            layers += [nn.ELU(), EncodecConvTranspose1d(config, dim, dim // 2, 2 * ratio, stride=ratio)]
+            layers += [ELU(), EncodecConvTranspose1d(config, dim, dim // 2, 2 * ratio, stride=ratio)]
             dim //= 2
             for j in range(config.num_residual_layers):
                 layers.append(EncodecResnetBlock(config, dim, config.dilation_growth_rate**j))
-        layers += [nn.ELU(), EncodecConv1d(config, dim, config.audio_channels, config.last_kernel_size)]
+        layers += [ELU(), EncodecConv1d(config, dim, config.audio_channels, config.last_kernel_size)]
         self.layers = nn.ModuleList(layers)
         # The low-rate stage ends with the first upsampling and its residual units.
         cut = 4 + config.num_residual_layers
         self.stages = (range(cut), None), (range(cut, len(layers)), config.upsampling_ratios[0])
-        self._set_geometry(1)
+        self._set_geometry(config, 1)
 
 
 def split_blocks(length: int, block: int, first: int | None = None) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from modeling_encodec.atomic import atomic_path
 from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.modeling_encodec import EncodecModel, as_it_is, overlap_triangle
+from modeling_encodec.modeling_encodec import EncodecModel, overlap_triangle
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,16 @@ class LayerSteps:
         net: torch.nn.Module,
         mode: str,
         *,
-        prepare=as_it_is,
-        finish=as_it_is,
+        prepare=None,
+        finish=None,
         graphs: bool = False,
         onnx_hop=None,
     ):
-        """`prepare` makes the network's inputs of what is pushed, `finish` what is given out of its outputs;
-        `onnx_hop` does it all for one hop."""
+        """`prepare` makes the network's inputs of what is pushed, `finish` what is given out of its outputs and the
+        sizes of their blocks; `onnx_hop` does it all for one hop."""
+        if (name := net.foreign()) is not None:
+            kind = type(net.get_submodule(name)).__name__
+            raise ValueError(f"{name} is a {kind}, which computes whole signals alone, allowed in streams: our layers")
         self.model, self.net, self.prepare, self.finish, self.onnx_hop = model, net, prepare, finish, onnx_hop
         self.graphs = {} if graphs else None
         self.begun = mode == "low_latency"  # silence before the signal is a state as any
@@ -145,31 +148,31 @@ class LayerSteps:
         if one_hop and self.onnx_hop is not None and self.onnx_hop.fits(inputs[0]):
             given, layers = self.onnx_hop(inputs[0], state.layers)
             return (given,), replace(state, layers=layers)
-        x = torch.cat([state.waiting[..., :waits], self.prepare(inputs[0])], dim=2)
+        x = self.prepare(inputs[0]) if self.prepare else inputs[0]
+        x = torch.cat([state.waiting[..., :waits], x], dim=2)
         total = x.shape[2]
         least = 0 if started else self.net.start
         used = total if end else least + (total - least) // hop * hop if total >= least else 0
-        outputs, layers = [], state.layers
+        given, layers, sizes = x.new_zeros(len(x), self.channels_out, 0), state.layers, [0]
         if used or (end and started):
             one_hop = started and not end and used == hop
-            run = self._run_graph if one_hop and self.graphs is not None else self.model.run_blocks
-            for output, after in run(self.net, x[..., :used], layers if started else None, end):
-                outputs.append(self.finish(output))
-                layers = after
-        if not outputs:
-            outputs.append(self.finish(x.new_zeros(len(x), self.channels_out, 0)))
-        given = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+            run = self._run_graph if one_hop and self.graphs is not None else self.net.step
+            taken = x[..., :used]
+            given, layers = run(taken, layers if started else None, end, dtype=self.model.compute_dtype)
+            sizes = self.net.block_outputs(taken, started, given.shape[2]) if self.finish else None
+        if self.finish:
+            given = self.finish(given, blocks=sizes)
         if end:
             return (given,), self.beginning(len(x))
         waiting = F.pad(x[..., used:], (0, state.waiting.shape[2] - (total - used)))
         counts, begun = torch.full_like(state.counts, total - used), state.started | (used > 0)
         return (given,), StreamState(waiting, counts, begun, layers)
 
-    def _run_graph(self, net, x: torch.Tensor, state: tuple, end: bool) -> list[tuple[torch.Tensor, tuple]]:
+    def _run_graph(self, x: torch.Tensor, state: tuple, end: bool, dtype: torch.dtype) -> tuple[torch.Tensor, tuple]:
         """One hop of as many rows, by a CUDA graph that is recorded at the first."""
         if len(x) not in self.graphs:
-            self.graphs[len(x)] = _GraphedHop(net, x, state, self.model.compute_dtype)
-        return [self.graphs[len(x)](x, state)]
+            self.graphs[len(x)] = _GraphedHop(self.net, x, state, dtype)
+        return self.graphs[len(x)](x, state)
 
 
 class _GraphedHop:
@@ -186,6 +189,8 @@ class _GraphedHop:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.output, self.after = net.step(self.inputs[0], self.inputs[1:], end=False, dtype=dtype)
+        # What the graph reads must not be freed when weights are folded anew.
+        self.folded = [module.cache.values() for module in net.modules() if hasattr(module, "cache")]
 
     def __call__(self, x: torch.Tensor, state: tuple) -> tuple[torch.Tensor, tuple]:
         for place, value in zip(self.inputs, (x, *state)):
@@ -216,7 +221,7 @@ class ChunkEncoding:
         x = torch.cat([state.waiting[..., : int(state.counts[0])], inputs[0]], dim=2)
         spans = [span for span in config.chunk_spans(x.shape[2]) if end or span[1] - span[0] == config.chunk_length]
         pieces = [x[row : row + 1, :, slice(*span)] for row in range(len(x)) for span in spans]
-        coded, scales = self.model.encode_pieces(pieces, self.num_quantizers)
+        coded, scales, _ = self.model.encode_pieces(pieces, self.num_quantizers)
         nothing = torch.zeros(len(x), self.num_quantizers, 0, dtype=torch.int64, device=x.device)
         codes = torch.cat([nothing, *(torch.cat(coded[at :: len(spans)]) for at in range(len(spans)))], dim=2)
         scales = torch.cat(scales).view(len(x), -1) if scales else x.new_ones(len(x), len(spans))

@@ -1,6 +1,6 @@
 """Live coding: `StreamingEncoder` and `StreamingDecoder` take audio or codes as they come.
 
-Whole files are coded by the same steps (`EncodecModel.run_blocks`), so a stream's codes are the file's. All that a
+Whole files are coded by the same steps (`forward` of encoder and decoder), so a stream's codes are the file's. All that a
 stream remembers is one value, `StreamState`: copy it, save it, put it into another stream of its kind, at any time.
 
 Modes. The released causal model pads a signal's beginning with its reflection: its first frame looks at 2,240 samples
@@ -24,6 +24,7 @@ from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import NO_CODE
 from modeling_encodec.precision_encodec import exact_float32
 from modeling_encodec.stream_steps import ChunkDecoding, ChunkEncoding, LayerSteps, StreamState, split_chunks
+from modeling_encodec.weight_cache_encodec import now, unchanged_weights
 
 
 MODES = ("exact", "low_latency")
@@ -47,7 +48,7 @@ class _Stream:
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, allowed: a whole number of at least 1")
         self.model, self.batch_size, self.mode = model, batch_size, mode
-        self._kind = kind
+        self._kind, self._compared, self._since_then = kind, None, 0
 
     def _start(self, steps) -> None:
         self._steps = steps
@@ -94,7 +95,7 @@ class _Stream:
     def reset(self, rows: Iterable[int] | None = None) -> None:
         """Begin anew, in all rows or in these `rows`; a ValueError for rows that there are not."""
         rows = self._check_rows(rows)
-        self._state = self._state.with_rows(rows, self._steps.beginning(len(rows)))
+        self._state, self._compared = self._state.with_rows(rows, self._steps.beginning(len(rows))), None
 
     def _check_rows(self, rows: Iterable[int] | None) -> list[int]:
         every = list(range(self.batch_size))
@@ -115,7 +116,7 @@ class _Stream:
             shapes = tuple(part.shape for part in pieces[place])
             groups.setdefault((stands, shapes), []).append(place)
         given, state = [None] * len(rows), self._state
-        with torch.no_grad(), exact_float32():
+        with torch.no_grad(), exact_float32(), unchanged_weights(self._last_comparison(pieces, end)):
             for places in groups.values():
                 group = [rows[place] for place in places]
                 joined = tuple(torch.cat(parts) for parts in zip(*(pieces[place] for place in places)))
@@ -125,6 +126,16 @@ class _Stream:
                     given[place] = tuple(output[index : index + 1] for output in outputs)
         self._state = state
         return given
+
+    def _last_comparison(self, pieces: list[tuple], end: bool) -> int:
+        """When the weights were last compared with their copies, which takes too long for every push: at a signal's
+        beginning, and after each second."""
+        second = self.model.config.sampling_rate if self._kind == "encoder" else self.model.config.frame_rate
+        if self._compared is None or self._since_then >= second:
+            self._compared, self._since_then = now(), 0
+        self._since_then += max(piece[0].shape[-1] for piece in pieces)
+        since, self._compared = self._compared, None if end else self._compared
+        return since
 
     def _gather(self, rows: list[int], parts: list[torch.Tensor], fill: float) -> torch.Tensor:
         """(1, ..., T) of these rows as one (batch_size, ..., T), filled up at the right and in other rows."""
@@ -286,9 +297,8 @@ class StreamingDecoder(_Stream):
         super().__init__(model, batch_size, mode, "decoder", cuda_graphs)
         self.lengths = torch.zeros(batch_size, dtype=torch.int64)
         if model.config.chunk_length is None:
-            finish = functools.partial(torch.Tensor.to, dtype=model.dtype)
             hop = _onnx_hop(onnx_step, "decoder", model)
-            options = {"prepare": model.embed_checked, "finish": finish, "graphs": cuda_graphs, "onnx_hop": hop}
+            options = {"prepare": model.embed_checked, "graphs": cuda_graphs, "onnx_hop": hop}
             self._start(LayerSteps(model, model.decoder, mode, **options))
         else:
             self._start(ChunkDecoding(model))

@@ -211,7 +211,7 @@ def encode_clips(model: EncodecModel, clips: Sequence[np.ndarray | torch.Tensor]
     audio = [torch.as_tensor(clip).to(model.device)[None] for clip in clips]
     pieces = [whole[..., start:stop] for whole, row in zip(audio, spans) for start, stop in row]
     with torch.no_grad(), exact_float32(), one_thread(model.device.type):
-        codes, scales = model.encode_pieces(pieces, num_quantizers)
+        codes, scales, _ = model.encode_pieces(pieces, num_quantizers)
     codes, scales = iter(codes), iter(scales or [None] * len(codes))
     return [
         join_pieces(model.config, [(next(codes)[0], next(scales)) for _ in row], clip.shape[1])

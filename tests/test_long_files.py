@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipe_ends import Sink, Trickle
 
-from modeling_encodec import modeling_encodec
+from modeling_encodec import seanet_encodec
 from modeling_encodec.bitstream.compression import compress, compress_blocks, decompress, decompress_blocks
 from modeling_encodec.bitstream.container import read_header
 from modeling_encodec.checkpoints import bundled_checkpoint
@@ -180,7 +180,7 @@ def test_blocks_are_coded_and_decoded_as_the_whole(name, data, small_models):
     samples = data.draw(st.sampled_from([1, 319, *(n * e + by for e in edges for n in (1, 2) for by in (-1, 0, 1))]))
     audio = noise(1, config.audio_channels, samples, seed=samples)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(modeling_encodec, "CPU_BLOCK_FRAMES", frames)
+        patch.setattr(seanet_encodec, "CPU_BLOCK_FRAMES", frames)
         coded = model.encode(audio, num_quantizers=2)
         blocks = cut(audio[0], sizes_of(data, edges, samples))
         pieces = list(encode_blocks(model, iter(blocks), 2))
@@ -225,7 +225,7 @@ def test_any_cut_gives_the_same_file(name, with_lm, data, small_models, lms):
     audio, seconds = sound(config.audio_channels, samples, seed=samples), data.draw(st.sampled_from([0.1, 1.5, 10.0]))
     options = {"num_quantizers": 2, "segment_seconds": seconds}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(modeling_encodec, "CPU_BLOCK_FRAMES", data.draw(st.sampled_from([10, 600])))
+        patch.setattr(seanet_encodec, "CPU_BLOCK_FRAMES", data.draw(st.sampled_from([10, 600])))
         whole = compress(model, audio, lm=lm, **options)
         blocks, file, sink, known = cut(audio, sizes_of(data, edges, samples)), io.BytesIO(b"before"), Sink(), Sink()
         file.seek(6)

@@ -10,7 +10,7 @@ import torch
 from conftest import make_model, noise
 
 from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.layers_encodec import FoldedConv
+from modeling_encodec.layers_encodec import NormedConvolution
 from modeling_encodec.modeling_encodec import EncodecModel
 
 
@@ -246,7 +246,8 @@ def test_a_changed_parameter_is_noticed(fresh, step):
     audio = noise(1, 1, 4000)
     with torch.no_grad():
         before = fresh.encoder(audio)
-    weights = [m.conv.parametrizations.weight.original0 for m in fresh.encoder.modules() if isinstance(m, FoldedConv)]
+    layers = [module for module in fresh.encoder.modules() if isinstance(module, NormedConvolution)]
+    weights = [layer.conv.parametrizations.weight.original0 for layer in layers]
     if step == "in place":
         with torch.no_grad():
             weights[0].mul_(2)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ties import count_ties
 
 from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.modeling_encodec import CPU_BLOCK_FRAMES, EncodecModel
+from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
 
 
@@ -329,7 +329,7 @@ def test_no_frame_of_the_steady_causal_model_depends_on_what_follows_it(small_mo
 @pytest.mark.parametrize("name", ["24khz", "32khz"])
 def test_blocks_of_the_whole_files_size_are_the_whole_file_to_the_bit(name, small_models):
     model = small_models[name]
-    block = CPU_BLOCK_FRAMES * model.encoder.hop
+    block = model.block_frames * model.encoder.hop
     for samples in (block, block + 1, 2 * block + 12345, 2 * block):
         audio, encoder = noise(1, 1, samples), encoder_of(model)
         pieces = [*audio.split(block, dim=2)]

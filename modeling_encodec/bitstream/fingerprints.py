@@ -1,7 +1,7 @@
 """Which codebooks, decoder and language model a file was made with, as 16 hexadecimal digits each.
 
 Fingerprints are hashes of the stored tensors, in float32 where those are floats: the same for a checkpoint however it
-is loaded, as long as no digit of it changed. They are kept until a tensor is written to.
+is loaded, as long as no digit of it changed. They are kept until a tensor changes.
 """
 
 import hashlib
@@ -14,9 +14,10 @@ from torch import nn
 
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.weight_cache_encodec import WeightCache
 
 
-_kept: weakref.WeakKeyDictionary[nn.Module, tuple[list, str]] = weakref.WeakKeyDictionary()
+_caches: weakref.WeakKeyDictionary[nn.Module, WeightCache] = weakref.WeakKeyDictionary()
 
 
 def codebook_fingerprint(model: EncodecModel) -> str:
@@ -26,13 +27,13 @@ def codebook_fingerprint(model: EncodecModel) -> str:
 
 def model_fingerprint(model: EncodecModel) -> str:
     """Of the codebooks, eight digits, and of the decoder, eight: what codes sound like."""
-    decoder = [tensor for _, tensor in sorted(model.decoder.state_dict().items())]
+    decoder = _state(model.decoder)
     return codebook_fingerprint(model)[:8] + _digest(model.decoder, decoder)[:8]
 
 
 def stream_fingerprint(model: EncodecModel) -> str:
     """Of all weights, and of what else the state of a stream belongs to."""
-    encoder = [tensor for _, tensor in sorted(model.encoder.state_dict().items())]
+    encoder = _state(model.encoder)
     config = model.config
     settings = (config.pad_mode, config.trim_right_ratio, config.chunk_length_s, config.overlap, config.normalize)
     digest = _digest(model.encoder, encoder) + model_fingerprint(model)
@@ -49,24 +50,35 @@ def lm_fingerprint(lm: EncodecLM) -> str:
         raise ValueError("the language model is float alone, allowed: with its integer form, by lm.quantize(codes)")
     config = lm.config
     numbers = (config.num_attention_heads, config.context_frames, int(config.zero_past_key))
-    tables = [tensor for _, tensor in sorted(lm.integer.state_dict().items())]
+    tables = _state(lm.integer)
     return _digest(lm.integer, tables, repr(numbers).encode())
 
 
 def _codebooks(model: EncodecModel) -> list[torch.Tensor]:
-    return [layer.codebook.embed for layer in model.quantizer.layers]
+    return [layer.codebook() for layer in model.quantizer.layers]
+
+
+def _state(owner: nn.Module) -> list[torch.Tensor]:
+    """All tensors of `owner`, by their names' order; those that are offloaded from where they are kept."""
+    return [_kept(owner, name) if tensor.is_meta else tensor for name, tensor in sorted(owner.state_dict().items())]
+
+
+def _kept(owner: nn.Module, name: str) -> torch.Tensor:
+    from accelerate.utils import align_module_device  # there, or nothing would be offloaded
+
+    parent, _, name = name.rpartition(".")
+    with align_module_device(owner.get_submodule(parent), "cpu"):
+        return owner.get_submodule(parent).state_dict(keep_vars=True)[name].detach()
 
 
 def _digest(owner: nn.Module, tensors: Sequence[torch.Tensor], start: bytes = b"") -> str:
     """Hash of the tensors; `owner` is what they belong to."""
-    known = not any(tensor.is_inference() for tensor in tensors)  # those do not tell whether they were written to
-    state = [(tensor.data_ptr(), tensor._version) for tensor in tensors] if known else None
-    if known and owner in _kept and _kept[owner][0] == state:
-        return _kept[owner][1]
-    digest = hashlib.sha256(start)
-    for tensor in tensors:
-        array = (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().numpy()
-        digest.update(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes())
-    # With the tensors, so that nothing else comes to lie where they do.
-    _kept[owner] = (state, digest.hexdigest()[:16], tensors)
-    return _kept[owner][1]
+
+    def computed() -> str:
+        digest = hashlib.sha256(start)
+        for tensor in tensors:
+            array = (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().numpy()
+            digest.update(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes())
+        return digest.hexdigest()[:16]
+
+    return _caches.setdefault(owner, WeightCache()).get(start, tensors, computed)

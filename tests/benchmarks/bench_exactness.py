@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from modeling_encodec import modeling_encodec
+from modeling_encodec import seanet_encodec
 from modeling_encodec.checkpoints import bundled_checkpoint
 from modeling_encodec.demo import demo_clips
 from modeling_encodec.modeling_encodec import EncodecModel
@@ -86,7 +86,7 @@ def together(model, rows):
 
 
 def in_blocks(model, rows):
-    with changed(modeling_encodec, "CPU_BLOCK_FRAMES", 32), changed(modeling_encodec, "CPU_FINE_FRAMES", 16):
+    with changed(seanet_encodec, "CPU_BLOCK_FRAMES", 32), changed(seanet_encodec, "CPU_FINE_FRAMES", 16):
         return [code(model, row)[0] for row in rows]
 
 

@@ -1,0 +1,92 @@
+# Copyright 2026 The modeling-encodec authors. Licensed under the Apache License, Version 2.0.
+"""What is computed from weights (folded convolutions, search tables, hashes), kept while the weights stay the same.
+
+PyTorch counts a version for most writes, and none for others: through `parameter.data`, through a NumPy view, by a fused
+optimizer. So on a CPU the weights are compared with a copy of them, bit by bit, which takes a twentieth of the time of
+folding them anew. `unchanged_weights` says for how long one comparison holds: one call of the codec, or one second of a
+live stream. On an accelerator a comparison would wait for the device, so there everything is computed once a call.
+"""
+
+import itertools
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+_clock = itertools.count(1)
+_thread = threading.local()
+
+
+def now() -> int:
+    """A moment, for `unchanged_weights`; later ones are greater."""
+    return next(_clock)
+
+
+@contextmanager
+def unchanged_weights(since: int | None = None):
+    """Within it weights are taken to be unchanged since they were last compared, if that was not before `since`: by
+    default the moment of entering. The outermost of nested ones counts."""
+    outermost = getattr(_thread, "since", None) is None
+    if outermost:
+        _thread.since = now() if since is None else since
+    try:
+        yield
+    finally:
+        if outermost:
+            _thread.since = None
+
+
+@dataclass
+class _Kept:
+    value: Any
+    marks: list
+    copies: list[torch.Tensor] | None
+    compared: int
+
+
+class WeightCache:
+    """Values by key, each of some tensors. A copy of a cache, pickled ones included, is empty."""
+
+    def __init__(self):
+        self._kept: dict[Hashable, _Kept] = {}
+
+    def __reduce__(self):
+        return WeightCache, ()
+
+    def values(self) -> list:
+        """All that is kept now."""
+        return [kept.value for kept in self._kept.values()]
+
+    def get(self, key: Hashable, tensors: Sequence[torch.Tensor], make: Callable[[], Any]) -> Any:
+        """The value under `key`, made anew by `make()` if any of the `tensors` has changed since it was made."""
+        if any(tensor.device.type == "meta" for tensor in tensors):  # offloaded: they come when a module is called
+            return make()
+        marks = [_mark(tensor) for tensor in tensors]
+        since, moment, kept = getattr(_thread, "since", None), now(), self._kept.get(key)
+        if kept is not None and kept.marks == marks:
+            if since is not None and kept.compared >= since:
+                return kept.value
+            if kept.copies is not None and all(map(_equal_bits, tensors, kept.copies)):
+                kept.compared = moment
+                return kept.value
+        on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+        copies = [tensor.detach().clone() for tensor in tensors] if on_cpu else None
+        self._kept[key] = _Kept(make(), marks, copies, moment)
+        return self._kept[key].value
+
+
+def _mark(tensor: torch.Tensor) -> tuple:
+    """What a change that PyTorch counts would change. Tensors made in inference mode keep no version."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.dtype, tensor.device
+
+
+def _equal_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether both hold the same; as wide integers where possible, which is twice as fast as floats."""
+    whole = a.numel() * a.element_size() % 8 == 0 and a.storage_offset() * a.element_size() % 8 == 0
+    if whole and a.dim() and a.numel() and a.is_contiguous() and b.is_contiguous() and b.storage_offset() == 0:
+        a, b = (tensor.detach().view(-1).view(torch.int64) for tensor in (a, b))
+    return torch.equal(a, b)
