@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-encodec authors. Licensed under the Apache License, Version 2.0.
-"""The arithmetic of the layers, chosen for speed: PyTorch's own layers computed faster, and what compilers see of them.
+"""The arithmetic of the layers, chosen for speed: PyTorch's own layers computed faster, and what compilers see.
 
 Time runs along the last axis of a (B, C, 1, T) tensor in channels-last memory, so each sample's channels lie together:
 convolutions need no repacking, a strided kernel reads one contiguous piece, and upsampling is a reshape. On a CPU
@@ -160,7 +160,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class _Convolution(nn.Module):
-    """A convolution that keeps its weight as the kernels take it, weight norm computed, while no gradient is wanted."""
+    """A convolution that keeps its weight as the kernels take it, where no gradient is wanted."""
 
     def arrange(self) -> tuple[Tensor, Tensor]:
         """Weight (C', C, 1, window) and bias (C',) of the parameters as they are, through which gradients go."""
@@ -173,20 +173,18 @@ class _Convolution(nn.Module):
         sources = self._sources()
         if sources is None:
             return self._fold(dtype)
-        if "cache" not in self.__dict__:
-            self.cache = WeightCache()
-        return self.cache.get(dtype, sources, lambda: self._fold(dtype))
+        cache = self.__dict__.get("cache") or self.__dict__.setdefault("cache", WeightCache())
+        return cache.get(dtype, sources, lambda: self._fold(dtype))
 
     def _sources(self) -> list[Tensor] | None:
         """The tensors that weight and bias are made of; `None` if somebody else has a hand in them."""
         parametrized = self._modules.get("parametrizations")
         if parametrized is None:
             return [self.weight, self.bias]
-        lists = parametrized._modules
-        if list(lists) == ["weight"] and [type(part) for part in lists["weight"]] == [_WeightNorm]:
-            weight = lists["weight"]
-            return [weight.original0, weight.original1, self.bias]
-        return None
+        weight = parametrized._modules.get("weight")
+        if len(parametrized._modules) > 1 or [type(part) for part in weight._modules.values()] != [_WeightNorm]:
+            return None
+        return [*weight._parameters.values(), self._parameters["bias"]]
 
     def _fold(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         weight, bias = (tensor.detach().to(dtype) for tensor in self.arrange())
@@ -202,7 +200,7 @@ class Conv1d(_Convolution, nn.Conv1d):
 
     def forward(self, x):
         """(B, C, T) -> (B, C', T'); nothing of what is shorter than the kernel reaches."""
-        if self.bias is None or self.groups != 1 or self.padding != (0,):  # not one of ours: an adapter's
+        if self._parameters["bias"] is None or self.groups != 1 or self.padding != (0,):  # none of ours: an adapter's
             return super().forward(x)
         weight, bias = self.ready(x.dtype)
         (stride,), (dilation,) = self.stride, self.dilation

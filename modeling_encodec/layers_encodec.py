@@ -11,6 +11,7 @@ Rows of a batch that end at different places travel with `lengths` (B,): each ro
 GroupNorm looks at its own samples, so that a row gives what it gives alone. Past its end a row holds anything.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -228,8 +229,12 @@ class EncodecLSTM(Layer):
         super().__init__()
         self.dim, self.num_layers = dim, config.num_lstm_layers
         self.lstm = nn.LSTM(dim, dim, config.num_lstm_layers)
-        self.cache = WeightCache()
+        self._speed_up()
         self._note_parameters()
+
+    def _speed_up(self) -> None:
+        # It stays an `nn.LSTM`, which `quantize_dynamic` and others look for, with a faster `forward` of its own.
+        self.lstm.forward = functools.partial(_lstm_forward, self.lstm, WeightCache())
 
     def _note_parameters(self) -> None:
         # `torch.compile` refuses to look into an `nn.LSTM`; it finds the parameters here.
@@ -262,32 +267,21 @@ class EncodecLSTM(Layer):
             return operator("lstm")(sequence, hidden, cell, list(self._parameters_noted))
         if torch.compiler.is_compiling():
             return operator("lstm")(sequence, hidden, cell, list(self.lstm.parameters()))
-        if not _is_untouched(self.lstm):
-            # Somebody's own: it is called as it is, in its own dtype.
-            dtype = next((parameter.dtype for parameter in self.lstm.parameters()), torch.float32)
-            y, state = self.lstm(sequence.to(dtype), (hidden.to(dtype), cell.to(dtype)))
-            return tuple(part.to(sequence.dtype) for part in (y, *state))
-        learning = torch.is_grad_enabled()
-        if not learning and sequence.device.type == "cpu" and len(sequence) <= FEW_FRAMES:
-            return lstm_steps(sequence, hidden, cell, self._weights(sequence.dtype, self._transposed))
-        if not learning and sequence.dtype != self.lstm.weight_ih_l0.dtype:
-            return lstm(sequence, hidden, cell, self._weights(sequence.dtype, list))
-        y, state = self.lstm(sequence, (hidden, cell))
-        return y, *state
+        faster = self.lstm.__dict__.get("forward")
+        if getattr(faster, "func", None) is _lstm_forward and faster.args[0] is not self.lstm:
+            self._speed_up()  # a replica of `nn.DataParallel` comes with the original's
+        dtype = self._own_dtype()
+        if dtype is None:
+            y, state = self.lstm(sequence, (hidden, cell))
+            return y, *state
+        y, state = self.lstm(sequence.to(dtype), (hidden.to(dtype), cell.to(dtype)))
+        return tuple(part.to(sequence.dtype) for part in (y, *state))
 
-    def _weights(self, dtype: torch.dtype, arrange) -> list[Tensor]:
-        parameters = list(self.lstm.parameters())
-        return self.cache.get(
-            (dtype, arrange.__name__),
-            parameters,
-            lambda: arrange([parameter.detach().to(dtype) for parameter in parameters]),
-        )
-
-    @staticmethod
-    def _transposed(weights: list[Tensor]) -> list[Tensor]:
-        """For `lstm_steps`: one row times a matrix is read twice as fast with the outputs side by side."""
-        layers = [weights[at : at + 4] for at in range(0, len(weights), 4)]
-        return [part for a, b, c, d in layers for part in (a.t().contiguous(), b.t().contiguous(), c + d)]
+    def _own_dtype(self) -> torch.dtype | None:
+        """What a layer that somebody has put in the place of `lstm` computes in."""
+        if isinstance(self.lstm, nn.LSTM):
+            return None
+        return next((parameter.dtype for parameter in self.lstm.parameters()), torch.float32)
 
     def state_shape(self, count: int) -> tuple[int, ...]:
         """Of one row's state."""
@@ -317,7 +311,7 @@ class EncodecResnetBlock(Layer):
 
     def forward(self, x, *, step=None):
         """(B, C, T), a whole signal or as `step` says -> the same."""
-        if self.foreign() is None:
+        if step is not None or self.foreign() is None:
             return super().forward(x, step=step)
         y = x
         for part in self.block:
@@ -333,7 +327,11 @@ class EncodecResnetBlock(Layer):
         skip = buffer[..., narrow.left : narrow.left + hidden.shape[2]].squeeze(2)
         if not isinstance(self.shortcut, nn.Identity):
             skip = self.shortcut(skip, step=step, extended=True)
-        return (skip + widen(between(hidden), step=step, extended=True)).unsqueeze(2), rest
+        y = widen(between(hidden), step=step, extended=True)
+        if is_watched(widen) or is_watched(widen.conv):  # who looks at the convolution's output must not see the sum
+            return (y + skip).unsqueeze(2), rest
+        y += skip
+        return y.unsqueeze(2), rest
 
     def outputs(self, count: int) -> int:
         """As the first convolution's, the only one that looks at more than one sample."""
@@ -348,15 +346,32 @@ class EncodecResnetBlock(Layer):
         return self.block[1].state_shape(count)
 
 
-def _is_untouched(module: nn.LSTM) -> bool:
-    """Whether a faster way than calling `module` does the same: nobody has replaced, hooked or offloaded it."""
-    return (
-        type(module) is nn.LSTM
-        and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
-        and not (module._backward_pre_hooks or "forward" in module.__dict__ or "parametrizations" in module._modules)
-        and not (nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)
-        and module.weight_ih_l0.device.type != "meta"
-    )
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody looks at, or changes, what calling `module` takes and gives."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks or "forward" in module.__dict__ or nn_module._has_any_global_hook())
+
+
+def _lstm_forward(module: nn.LSTM, cache: WeightCache, x: Tensor, hx: tuple[Tensor, Tensor] | None = None):
+    """`nn.LSTM.forward` of `module`, faster for few frames, and for sequences in another dtype than the weights'."""
+    few = x.dim() == 3 and len(x) <= FEW_FRAMES and x.device.type == "cpu"
+    if hx is None or torch.is_grad_enabled() or not (few or x.dtype != module.weight_ih_l0.dtype):
+        return nn.LSTM.forward(module, x, hx)
+    parameters = list(module._parameters.values())
+    if few:
+        weights = cache.get((x.dtype, "few"), parameters, lambda: _side_by_side(parameters, x.dtype))
+        y, *state = lstm_steps(x, *hx, weights)
+    else:
+        weights = cache.get(x.dtype, parameters, lambda: [part.detach().to(x.dtype) for part in parameters])
+        y, *state = lstm(x, *hx, weights)
+    return y, tuple(state)
+
+
+def _side_by_side(parameters: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """For `lstm_steps`: one row times a matrix is read twice as fast with the outputs side by side."""
+    weights = [parameter.detach().to(dtype) for parameter in parameters]
+    layers = [weights[at : at + 4] for at in range(0, len(weights), 4)]
+    return [part for a, b, c, d in layers for part in (a.t().contiguous(), b.t().contiguous(), c + d)]
 
 
 def _pad(x: torch.Tensor, left: int, right: int, mode: str) -> torch.Tensor:

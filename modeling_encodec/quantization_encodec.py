@@ -174,7 +174,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the codebooks are; latents and codes are brought there."""
-        return compute_device(self)
+        return compute_device(self.layers[0].codebook)
 
     def get_num_quantizers_for_bandwidth(self, bandwidth: float | None = None) -> int:
         """Codebooks used at `bandwidth` kbps, all of them without one."""

@@ -2,9 +2,11 @@
 """SEANet encoder and decoder (paper section 3.1): layers in order, over whole signals or piece by piece.
 
 One code path serves both. `step` takes a piece and the state before it, a tuple of one tensor a layer, and returns the
-state after it. Layers are called as modules are, so hooks on them, adapters inside them and offloading work; a layer
-that somebody replaced by their own is given whole signals. A first piece must have `net.start` samples, or be the whole signal; after that every `net.hop` samples
+state after it. A first piece must have `net.start` samples, or be the whole signal; after that every `net.hop` samples
 give as many outputs as the last ones did, and states keep their shapes. A last piece may have any length, 0 included.
+
+Layers are called as modules are, so hooks on them, adapters inside them and offloading work. A layer that somebody has
+put in the place of one of ours is given whole signals.
 """
 
 import torch
@@ -84,15 +86,16 @@ class _Seanet(nn.Module):
 
         Where no gradient is wanted it goes block by block, which bounds memory; layers are called once a block.
         """
-        x = x.to(dtype or self.dtype)  # float32 audio and latents go into a half-precision model
+        own = self.dtype
+        x = x.to(dtype or own)  # float32 audio and latents go into a half-precision model
         if torch.compiler.is_compiling():
             if step is None and lengths is None:
-                return self._forward_any_length(x)
-            return self._forward_blocks(x, step or Step(lengths=lengths))
+                return self._forward_any_length(x).to(own)
+            return self._forward_blocks(x, step or Step(lengths=lengths)).to(own)
         if (name := self.foreign()) is not None:
             return self._forward_whole(x, lengths, step, name)
         with unchanged_weights():
-            return self._forward_blocks(x, step or Step(lengths=lengths))
+            return self._forward_blocks(x, step or Step(lengths=lengths)).to(own)
 
     def step(
         self, x: torch.Tensor, state: tuple | None = None, end: bool = True, dtype: torch.dtype | None = None
@@ -104,7 +107,7 @@ class _Seanet(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the parameters."""
-        return next(self.parameters()).dtype
+        return next(self.layers[0].parameters()).dtype
 
     def foreign(self) -> str | None:
         """The name of a layer that somebody has put here, which knows whole signals alone; `None` without one."""
@@ -138,7 +141,7 @@ class _Seanet(nn.Module):
         blocks = [(0, x.shape[2])] if step.lengths is not None else self.blocks(x, step.state is not None)
         for start, stop in blocks:
             part = Step(step.state, step.end and stop == x.shape[2], step.lengths)
-            y = self._advance(x[..., start:stop], part).to(self.dtype)
+            y = self._advance(x[..., start:stop], part)
             step.state = part.state
             if len(blocks) == 1:
                 step.lengths = part.lengths

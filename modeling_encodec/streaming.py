@@ -1,6 +1,6 @@
 """Live coding: `StreamingEncoder` and `StreamingDecoder` take audio or codes as they come.
 
-Whole files are coded by the same steps (`forward` of encoder and decoder), so a stream's codes are the file's. All that a
+Whole files are coded by the same steps, so a stream's codes are the file's. All that a
 stream remembers is one value, `StreamState`: copy it, save it, put it into another stream of its kind, at any time.
 
 Modes. The released causal model pads a signal's beginning with its reflection: its first frame looks at 2,240 samples

@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling-encodec authors. Licensed under the Apache License, Version 2.0.
 """What is computed from weights (folded convolutions, search tables, hashes), kept while the weights stay the same.
 
-PyTorch counts a version for most writes, and none for others: through `parameter.data`, through a NumPy view, by a fused
-optimizer. So on a CPU the weights are compared with a copy of them, bit by bit, which takes a twentieth of the time of
-folding them anew. `unchanged_weights` says for how long one comparison holds: one call of the codec, or one second of a
-live stream. On an accelerator a comparison would wait for the device, so there everything is computed once a call.
+PyTorch counts a version for most writes, and none for others: through `parameter.data`, through a NumPy view, by a
+fused optimizer. So on a CPU the weights are compared with a copy of them, bit by bit, which is a tenth of the work of
+folding them anew. `unchanged_weights` says for how long one comparison holds: one call of the codec, or one second of
+a live stream. On an accelerator a comparison would wait for the device, so there everything is computed once a call.
 """
 
 import itertools
@@ -63,25 +63,28 @@ class WeightCache:
 
     def get(self, key: Hashable, tensors: Sequence[torch.Tensor], make: Callable[[], Any]) -> Any:
         """The value under `key`, made anew by `make()` if any of the `tensors` has changed since it was made."""
-        if any(tensor.device.type == "meta" for tensor in tensors):  # offloaded: they come when a module is called
-            return make()
-        marks = [_mark(tensor) for tensor in tensors]
-        since, moment, kept = getattr(_thread, "since", None), now(), self._kept.get(key)
+        marks, kept, since = _marks(tensors), self._kept.get(key), getattr(_thread, "since", None)
         if kept is not None and kept.marks == marks:
             if since is not None and kept.compared >= since:
                 return kept.value
+            moment = now()
             if kept.copies is not None and all(map(_equal_bits, tensors, kept.copies)):
                 kept.compared = moment
                 return kept.value
-        on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
-        copies = [tensor.detach().clone() for tensor in tensors] if on_cpu else None
-        self._kept[key] = _Kept(make(), marks, copies, moment)
-        return self._kept[key].value
+        moment, devices = now(), {tensor.device.type for tensor in tensors}
+        value = make()
+        if "meta" not in devices:  # those are offloaded, and come when a module is called
+            copies = [tensor.detach().clone() for tensor in tensors] if devices == {"cpu"} else None
+            self._kept[key] = _Kept(value, marks, copies, moment)
+        return value
 
 
-def _mark(tensor: torch.Tensor) -> tuple:
+def _marks(tensors: Sequence[torch.Tensor]) -> list:
     """What a change that PyTorch counts would change. Tensors made in inference mode keep no version."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.dtype, tensor.device
+    try:
+        return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+    except RuntimeError:
+        return [tensor.data_ptr() for tensor in tensors]
 
 
 def _equal_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
