@@ -1,7 +1,10 @@
 # Copyright 2026 The modeling-encodec authors. Licensed under the Apache License, Version 2.0.
 """Rows of a batch: their lengths checked on the way in, grouped for computing, their chunks stacked on the way out."""
 
+import numpy as np
 import torch
+
+from .inputs_encodec import audio_array, plain_array, scale_pcm, shown
 
 
 def group_by_length(lengths: list[int], most: int) -> list[list[int]]:
@@ -16,18 +19,32 @@ def group_by_length(lengths: list[int], most: int) -> list[list[int]]:
 
 
 def as_tensor(name: str, value) -> torch.Tensor:
-    """`value`, a tensor or what makes one; anything else is a ValueError under its `name`."""
-    try:
-        return value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{name} are a {type(value).__name__}, allowed: a tensor or an array") from None
+    """`value`, a tensor, array or list of numbers, as a tensor; anything else is a ValueError under its `name`."""
+    if isinstance(value, torch.Tensor):
+        return value
+    array = plain_array(name, value)
+    if array.dtype.kind not in "biufc":
+        kind = f"{type(value).__name__} of {array.dtype}"
+        raise ValueError(f"{name} are a {kind}, allowed: a tensor or an array of numbers")
+    return _from_numpy(array)
+
+
+def as_audio(name: str, value) -> torch.Tensor:
+    """Audio as a tensor: tensors of floating point as they are, all else as float32, integer PCM in [-1, 1)."""
+    if isinstance(value, torch.Tensor):
+        return value if value.is_floating_point() else scale_pcm(name, value)
+    return _from_numpy(audio_array(name, value))
+
+
+def _from_numpy(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array if array.flags.writeable else array.copy())  # a tensor may be written to
 
 
 def whole_numbers(name: str, value) -> list[int]:
     """`value`, one whole number a row, as a list; anything else is a ValueError under its `name`."""
     numbers = as_tensor(name, value)
-    if numbers.dim() != 1 or numbers.is_floating_point():
-        raise ValueError(f"{name} are {value}, allowed: one whole number a row")
+    if numbers.dim() != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool:
+        raise ValueError(f"{name} are {shown(value)}, allowed: one whole number a row")
     return numbers.tolist()
 
 

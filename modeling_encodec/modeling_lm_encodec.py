@@ -20,8 +20,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .batching_encodec import as_tensor
 from .calibration_lm_encodec import integer_tables
 from .configuration_encodec import EncodecLMConfig
+from .inputs_encodec import shown
 from .integer_lm_encodec import IntegerLM, IntegerLMCache
 
 
@@ -268,7 +270,10 @@ class EncodecLM(EncodecLMPreTrainedModel):
             if self.training:
                 last = max(1, self.config.max_positions - previous.shape[2])
                 position_offset = torch.randint(last, (batch,))
-        position = torch.as_tensor(position_offset, device=previous.device).expand(batch)[:, None]
+        position = as_tensor("position_offset", position_offset).to(previous.device)
+        if position.is_floating_point() or position.dtype == torch.bool:
+            raise ValueError(f"position_offset is {shown(position_offset)}, allowed: whole numbers")
+        position = position.expand(batch)[:, None]
         keys, values = [], []
         for layer in self.layers:
             bias = layer.qkv_proj.bias.to(weight.dtype).expand(batch, int(self.config.zero_past_key), -1)
@@ -301,9 +306,9 @@ class EncodecLM(EncodecLMPreTrainedModel):
 
     def _check_codes(self, name: str, codes: torch.Tensor, lowest: int) -> torch.Tensor:
         most, size = self.config.num_codebooks, self.config.codebook_size
-        if not isinstance(codes, torch.Tensor) or codes.is_floating_point() or codes.dtype == torch.bool:
-            given = codes.dtype if isinstance(codes, torch.Tensor) else type(codes).__name__
-            raise ValueError(f"{name} are {given}, allowed: a tensor of whole numbers")
+        codes = as_tensor(name, codes)
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+            raise ValueError(f"{name} are {codes.dtype}, allowed: a tensor of whole numbers")
         if codes.dim() != 3 or 0 in codes.shape or codes.shape[1] > most:
             raise ValueError(
                 f"{name} have shape {tuple(codes.shape)}, allowed: (batch, codebooks, frames), no 0, "
@@ -330,7 +335,9 @@ class EncodecLM(EncodecLMPreTrainedModel):
         """
         if not self.config.has_float_form:
             raise ValueError("this checkpoint holds the integer form alone, allowed: one with float weights")
-        batches = [self._check_codes("codes", batch, 0) for batch in (codes if isinstance(codes, list) else [codes])]
+        batches = [
+            self._check_codes("codes", batch, 0) for batch in (codes if isinstance(codes, (list, tuple)) else [codes])
+        ]
         integer = IntegerLM(self.config)
         integer.load_state_dict(integer_tables(self, batches))
         self.integer = integer.to(self.device)

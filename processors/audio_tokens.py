@@ -23,9 +23,10 @@ from modeling_encodec.batching_encodec import group_by_length, stack_chunks, sta
 from modeling_encodec.bitstream.compression import name_of
 from modeling_encodec.bitstream.fingerprints import codebook_fingerprint, stream_fingerprint
 from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.inputs_encodec import array_is_finite, audio_array
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.precision_encodec import exact_float32
-from modeling_encodec.processors.audio import AudioReader, join_blocks, match_channels, resample
+from modeling_encodec.processors.audio import AudioReader, check_rate, join_blocks, match_channels, resample
 from modeling_encodec.training.clips import LEAST_COMPLETE, UnusableClip
 
 
@@ -240,18 +241,14 @@ def _blocks(reader: AudioReader, location) -> Iterator[np.ndarray]:
 
 
 def _array(value: dict, rate: int, channels: int) -> np.ndarray:
-    samples = np.asarray(value.get("array"))
-    if samples.dtype.kind != "f" or samples.ndim not in (1, 2) or 0 in samples.shape:
-        raise ValueError(
-            f"array is {samples.dtype} {samples.shape}, allowed: floats (samples,) or (channels, samples)"
-        )
-    given = value.get("sampling_rate")
-    if type(given) is not int or given < 1:
-        raise ValueError(f"sampling_rate is {given}, allowed: Hz, at least 1")
-    samples = samples.astype(np.float32).reshape(-1, samples.shape[-1])
+    samples = audio_array("array", value.get("array"))
+    if samples.ndim not in (1, 2) or 0 in samples.shape:
+        raise ValueError(f"array has shape {samples.shape}, allowed: (samples,) or (channels, samples)")
+    given = check_rate("sampling_rate", value.get("sampling_rate"))
+    samples = samples.reshape(-1, samples.shape[-1])
     if samples.shape[0] > 8 and samples.shape[0] > samples.shape[1]:
         raise ValueError(f"array has shape {samples.shape}, allowed: (channels, samples); it looks transposed")
-    if not np.isfinite(samples).all():
+    if not array_is_finite(samples):
         raise ValueError("holds samples that are NaN or infinite")
     return resample(match_channels(samples, channels), given, rate)
 
