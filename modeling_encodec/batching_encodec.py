@@ -24,8 +24,7 @@ def as_tensor(name: str, value) -> torch.Tensor:
         return value
     array = plain_array(name, value)
     if array.dtype.kind not in "biufc":
-        kind = f"{type(value).__name__} of {array.dtype}"
-        raise ValueError(f"{name} are a {kind}, allowed: a tensor or an array of numbers")
+        raise ValueError(f"{name} are {array.dtype}, allowed: a tensor or an array of numbers")
     return _from_numpy(array)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .inputs_encodec import match_number, plain, real_number, whole_number
+from .inputs_encodec import as_python, match_number, real_number, whole_number
 
 
 NORM_TYPES = ("weight_norm", "time_group_norm")
@@ -24,7 +24,7 @@ def _takes_any_numbers(cls):
     set_checked = cls.__setattr__
 
     def __setattr__(self, name, value):
-        set_checked(self, name, plain(value))
+        set_checked(self, name, as_python(value))
 
     cls.__setattr__ = __setattr__
     return cls

@@ -18,9 +18,9 @@ from typing import Literal
 
 import torch
 
-from modeling_encodec.batching_encodec import as_audio, as_tensor, whole_numbers
+from modeling_encodec.batching_encodec import as_audio, as_tensor
 from modeling_encodec.bitstream.fingerprints import stream_fingerprint
-from modeling_encodec.inputs_encodec import whole_number
+from modeling_encodec.inputs_encodec import as_python, whole_number
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import NO_CODE
 from modeling_encodec.precision_encodec import exact_float32
@@ -97,7 +97,7 @@ class _Stream:
 
     def _check_rows(self, rows: Iterable[int] | None) -> list[int]:
         every = list(range(self.batch_size))
-        rows = every if rows is None else sorted(set(whole_numbers("rows", _listed(rows))))
+        rows = every if rows is None else sorted({whole_number("a row", row) for row in as_python(rows)})
         if not rows or not set(rows) <= set(every):
             raise ValueError(f"rows are {rows}, allowed: of {every}")
         return rows
@@ -363,10 +363,6 @@ class StreamingDecoder(_Stream):
         return self._gather(rows, audio, 0)
 
 
-def _listed(rows: Iterable[int]):
-    return rows if hasattr(rows, "dtype") else list(rows)
-
-
 def _onnx_hop(path: str | Path | None, kind: str, model: EncodecModel, num_quantizers: int | None = None):
     if path is None:
         return None
@@ -438,6 +434,7 @@ def cut_blocks(blocks: Iterable[torch.Tensor], length: int) -> Iterator[tuple[to
     """
     kept = None
     for block in blocks:
+        block = as_tensor("a block", block)
         kept = block if kept is None else torch.cat([kept, block], dim=-1)
         while kept.shape[-1] > length:
             yield kept[..., :length], False

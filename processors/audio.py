@@ -20,7 +20,7 @@ import soundfile
 import soxr
 
 from modeling_encodec.atomic import atomic_path
-from modeling_encodec.inputs_encodec import array_is_finite, audio_array, whole_number
+from modeling_encodec.inputs_encodec import array_is_finite, audio_array, check_rate, whole_number
 
 
 # Samples of a channel that are read at a time.
@@ -331,11 +331,6 @@ def _checked(block: np.ndarray, channels: int | None) -> np.ndarray:
     if not array_is_finite(block):
         raise ValueError("audio holds NaN or infinity, allowed: finite samples")
     return block
-
-
-def check_rate(name: str, value) -> int:
-    """A sampling rate of any kind of number in Hz; anything else is a ValueError under its `name`."""
-    return whole_number(name, value, 1, allowed="Hz, at least 1", floats=True)
 
 
 def _floats(audio) -> np.ndarray:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .inputs_encodec import plain, shown, whole_number
+from .inputs_encodec import as_python, shown, whole_number
 
 
 LAYOUTS = ("frame", "codebook", "delay")
@@ -455,14 +455,14 @@ def check_pattern(pattern: Sequence[int] | None, codebooks: int) -> tuple[int, .
     if pattern is None:
         return tuple(range(codebooks))
     allowed = f"{codebooks} whole numbers from 0 up, one of them 0"
-    steps = tuple(whole_number("a step of the pattern", step, 0, allowed=allowed) for step in plain(pattern))
+    steps = tuple(whole_number("a step of the pattern", step, 0, allowed=allowed) for step in as_python(pattern))
     if len(steps) != codebooks or min(steps):
         raise ValueError(f"pattern is {shown(list(steps))}, allowed: {allowed}")
     return steps
 
 
 def _numbers(lengths) -> list[int]:
-    return [whole_number("a row's length", length) for length in plain(lengths)]
+    return [whole_number("a row's length", length) for length in as_python(lengths)]
 
 
 def _by_rows(lay: Callable, array, lengths, fill: int | None, shape: tuple, taken: Callable = lambda frames: frames):

@@ -25,7 +25,7 @@ from .code_layouts import (
     offsets_of,
     take_apart,
 )
-from .inputs_encodec import match_number, plain, real_number, shown, whole_number
+from .inputs_encodec import as_python, match_number, real_number, shown, whole_number
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class CodeVocabulary:
         for name in ("codebook_size", "num_quantizers"):
             object.__setattr__(self, name, check_count(name, getattr(self, name)))
         object.__setattr__(self, "frame_rate", real_number("frame_rate", self.frame_rate, "above 0"))
-        object.__setattr__(self, "own_ids", plain(self.own_ids))
+        object.__setattr__(self, "own_ids", as_python(self.own_ids))
         if not (self.frame_rate > 0 and math.isfinite(self.frame_rate)):
             raise ValueError(f"frame_rate is {self.frame_rate}, allowed: above 0")
         check_choice("layout", self.layout, LAYOUTS)

@@ -426,6 +426,8 @@ def _has_codes(error: str | None) -> bool:
 
 def _location(value) -> tuple[str, object]:
     """A row's name for messages, and its location as `open_clip` takes it."""
+    if hasattr(value, "as_py"):  # of a dataset in Arrow's format
+        value = value.as_py()
     if hasattr(value, "get_all_samples"):
         return "a row", functools.partial(_decoded, value)
     if isinstance(value, dict) and value.get("array") is not None:

@@ -9,17 +9,17 @@ stock class pads 48 kHz audio up to a full last chunk, which costs a phantom chu
 from collections.abc import Sequence
 
 import numpy as np
-from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
-from transformers.feature_extraction_utils import BatchFeature
+from transformers import BatchFeature
 from transformers.utils import PaddingStrategy, logging
 
-from .inputs_encodec import array_is_finite, audio_array, plain, real_number, whole_number
+from .inputs_encodec import array_is_finite, as_python, audio_array, real_number, whole_number
+from .upstream_encodec import extractor_base
 
 
 logger = logging.get_logger(__name__)
 
 
-class EncodecFeatureExtractor(SequenceFeatureExtractor):
+class EncodecFeatureExtractor(extractor_base()):
     """Checks, scales and pads audio: clips to the model's `input_values` and `padding_mask`.
 
     Attributes:
@@ -66,8 +66,8 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
         )
         if self.padding_side not in ("right", "left"):
             raise ValueError(f"padding_side is {self.padding_side!r}, allowed: right, left")
-        self.chunk_length_s = plain(chunk_length_s)
-        self.overlap = plain(overlap)
+        self.chunk_length_s = as_python(chunk_length_s)
+        self.overlap = as_python(overlap)
 
     @classmethod
     def for_model(cls, config) -> "EncodecFeatureExtractor":

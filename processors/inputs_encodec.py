@@ -33,11 +33,11 @@ PCM_BITS = {"int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "int32": 32, "uint
 # ---- numbers --------------------------------------------------------------------------------------------------------
 
 
-def plain(value):
+def as_python(value):
     """A number of NumPy, or an array or tensor of no dimension, as Python's; an array or tensor as a list. Lists have
-    their items made plain; anything else stays as it is."""
+    their items made so; anything else stays as it is."""
     if isinstance(value, (list, tuple)):
-        return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+        return type(value)(map(as_python, value)) if type(value) in (list, tuple) else value
     return value.tolist() if hasattr(value, "tolist") and hasattr(value, "dtype") else value
 
 
@@ -49,21 +49,27 @@ def whole_number(
     *,
     allowed: str | None = None,
     floats: bool = False,
+    unit: str = "",
     error: type[ValueError] = ValueError,
 ) -> int:
     """A whole number of any kind as an int; `floats`: also 24000.0.
 
     Raises:
-        ValueError: or `error`, under its `name`: for what is none, or not from `least` to `most`; says what is
-            `allowed`.
+        ValueError: or `error`, under its `name` and with its `unit`: for what is none, or not from `least` to `most`;
+            says what is `allowed`.
     """
     number = _whole(value, floats)
     if number is None or (least is not None and number < least) or (most is not None and number > most):
         if allowed is None:
-            allowed = "a whole number" if least is None else f"a whole number of at least {least}"
-            allowed = allowed if most is None else f"whole numbers from {least} to {most}"
-        raise error(f"{name} is {shown(value)}, allowed: {allowed}")
+            bounds = [] if least is None else [f"at least {least}" if most is None else f"{least} to {most}"]
+            allowed = ", ".join(bounds + (["a whole number"] if number is None else []))
+        raise error(f"{name} is {shown(value)}{unit}, allowed: {allowed}")
     return number
+
+
+def check_rate(name: str, value) -> int:
+    """A sampling rate as an int in Hz, also of 24000.0; anything else is a ValueError under its `name`."""
+    return whole_number(name, value, 1, floats=True, unit=" Hz")
 
 
 def real_number(name: str, value, allowed: str = "a number") -> int | float:
@@ -131,6 +137,8 @@ def plain_array(name: str, value) -> np.ndarray:
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{name} are a {type(value).__name__}, allowed: a tensor or an array of numbers") from None
     dtype = array.dtype
+    if dtype.kind not in "biufc" and not hasattr(value, "dtype"):
+        raise ValueError(f"{name} are a {type(value).__name__}, allowed: a tensor or an array of numbers")
     if dtype.kind in "biufc":
         dtype = np.dtype(np.float64) if dtype.kind == "f" and dtype.itemsize > 8 else dtype.newbyteorder("=")
         array = array.astype(dtype, order="C", copy=False)

@@ -19,17 +19,17 @@ from dataclasses import asdict
 import numpy as np
 import torch
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import AutoModel
-from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import AUDIO_TOKENIZER_KWARGS, ProcessorMixin
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers import AutoModel, BatchFeature, ProcessorMixin
+from transformers.utils import CONFIG_NAME
 
 from .code_layouts import pad_ids
 from .code_vocabulary import CodeVocabulary
 from .feature_extraction_encodec import EncodecFeatureExtractor
-from .inputs_encodec import plain_array, real_number, whole_number
+from .inputs_encodec import as_python, plain_array, real_number, whole_number
+from .upstream_encodec import find_file
 
 
+CODEC_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "device_map", "dtype")
 HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 
 
@@ -248,7 +248,7 @@ class EncodecProcessor(ProcessorMixin):
         codec, rows = self._codec(), self.decode_codes(ids, incomplete=incomplete)
         rows = [torch.as_tensor(row).to(codec.device) for row in rows]
         if audio_lengths is not None:
-            audio_lengths = [whole_number("an audio length", length, 0) for length in _listed(audio_lengths)]
+            audio_lengths = [whole_number("an audio length", length, 0) for length in as_python(audio_lengths)]
         if audio_scales is None or isinstance(audio_scales, (int, float)) or getattr(audio_scales, "ndim", 1) == 0:
             audio_scales = [audio_scales] * len(rows)
         for name, value in (("audio_lengths", audio_lengths), ("audio_scales", audio_scales)):
@@ -374,14 +374,14 @@ class EncodecProcessor(ProcessorMixin):
 def _load_codec(folder, named: str | None, options: dict):
     """The codec that a processor lies beside, or that it names; None if there is neither."""
     hub = {name: options[name] for name in HUB_OPTIONS if name in options}
-    config = cached_file(str(folder), CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub)
+    config = find_file(folder, CONFIG_NAME, **hub)
     is_beside = False
     if config is not None:
         with open(config, encoding="utf-8") as file:
             is_beside = json.load(file).get("model_type") == "encodec"
     if not is_beside and named is None:
         return None
-    placing = {name: options[name] for name in AUDIO_TOKENIZER_KWARGS if name in options}
+    placing = {name: options[name] for name in CODEC_OPTIONS if name in options}
     source, settings = (folder, hub | placing) if is_beside else (named, placing)
     package, _, _ = __name__.rpartition(".processors.")
     if package:  # by name: this file also travels to the Hub, where there is no such module
@@ -398,11 +398,6 @@ def _is_hub_id(name: str) -> bool:
     return "/" in name and not os.path.exists(name)
 
 
-def _listed(numbers) -> list:
-    """One number a row, of any kind."""
-    return numbers.tolist() if hasattr(numbers, "tolist") else list(numbers)
-
-
 def _code_rows(codes, lengths) -> list[np.ndarray]:
     """Codes as arrays (K, F), clip by clip."""
     if not hasattr(codes, "ndim") or codes.dtype == object:
@@ -415,7 +410,7 @@ def _code_rows(codes, lengths) -> list[np.ndarray]:
         raise ValueError("there are no codes, allowed: those of at least one clip")
     if lengths is None:
         return codes
-    lengths = [whole_number("a row's length", length) for length in _listed(lengths)]
+    lengths = [whole_number("a row's length", length) for length in as_python(lengths)]
     if len(lengths) != len(codes) or not all(0 <= n <= row.shape[-1] for n, row in zip(lengths, codes)):
         raise ValueError(f"lengths are {lengths}, allowed: {len(codes)} of 0 to the frames of a row")
     return [row[..., :length] for row, length in zip(codes, lengths)]

@@ -396,7 +396,7 @@ def read_any_header(file: BinaryIO) -> tuple[EcdcHeader | Header, BinaryIO]:
 
 def name_of(model: EncodecModel | EncodecLM) -> str:
     """What a model is called in a file: the last telling part of the folder or Hub id it was loaded from."""
-    parts = PurePath(model.config._name_or_path).parts
+    parts = PurePath(model.config.name_or_path).parts
     if parts[-1:] == ("model",):  # in the output folder of a training run
         parts = parts[:-1]
     return parts[-1] if parts else "unnamed"

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, get_args, get_type_hints
 
+from modeling_encodec.inputs_encodec import as_python
+
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -202,9 +204,11 @@ def _build(kind: type, values: dict, noun: str):
 
 
 def _check_types(config) -> None:
-    """Every field has its annotated type; whole numbers pass for floats."""
+    """Every field has its annotated type; whole numbers pass for floats, and NumPy's and PyTorch's numbers for Python's,
+    which they become."""
     hints = get_type_hints(type(config))
     for item in dataclasses.fields(config):
+        setattr(config, item.name, as_python(getattr(config, item.name)))
         value, kinds = getattr(config, item.name), get_args(hints[item.name])
         literal = isinstance(kinds[0], str) if kinds else False
         if literal:
