@@ -28,6 +28,14 @@ def as_tensor(name: str, value) -> torch.Tensor:
     return _from_numpy(array)
 
 
+def as_codes(name: str, value) -> torch.Tensor:
+    """`as_tensor` of whole numbers, as int64; anything else is a ValueError under its `name`."""
+    codes = as_tensor(name, value)
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise ValueError(f"{name} are {codes.dtype}, allowed: whole numbers")
+    return codes.long()
+
+
 def as_audio(name: str, value) -> torch.Tensor:
     """Audio as a tensor: tensors of floating point as they are, all else as float32, integer PCM in [-1, 1)."""
     if isinstance(value, torch.Tensor):
@@ -42,7 +50,7 @@ def _from_numpy(array: np.ndarray) -> torch.Tensor:
 def whole_numbers(name: str, value) -> list[int]:
     """`value`, one whole number a row, as a list; anything else is a ValueError under its `name`."""
     numbers = as_tensor(name, value)
-    if numbers.dim() != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool:
+    if numbers.dim() != 1 or numbers.dtype == torch.bool or numbers.is_floating_point() or numbers.is_complex():
         raise ValueError(f"{name} are {shown(value)}, allowed: one whole number a row")
     return numbers.tolist()
 

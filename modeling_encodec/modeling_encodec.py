@@ -22,6 +22,7 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
 from .batching_encodec import (
     as_audio,
+    as_codes,
     as_tensor,
     group_by_length,
     row_lengths,
@@ -304,9 +305,7 @@ class EncodecModel(EncodecPreTrainedModel):
         if 0 in codes.shape or codes.shape[-2] > self.config.num_quantizers:
             most = self.config.num_quantizers
             raise ValueError(f"codes have shape {tuple(codes.shape)}, allowed: no 0, and at most {most} codebooks")
-        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-            raise ValueError(f"audio_codes are {codes.dtype}, allowed: whole numbers")
-        codes = codes.long()
+        codes = as_codes("audio_codes", codes)
         low, high = codes.min().item(), codes.max().item()
         if low < 0 or high >= self.config.codebook_size:
             raise ValueError(f"audio_codes range from {low} to {high}, allowed: 0 to {self.config.codebook_size - 1}")

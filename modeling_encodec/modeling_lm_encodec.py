@@ -20,10 +20,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .batching_encodec import as_tensor
+from .batching_encodec import as_codes
 from .calibration_lm_encodec import integer_tables
 from .configuration_encodec import EncodecLMConfig
-from .inputs_encodec import shown
 from .integer_lm_encodec import IntegerLM, IntegerLMCache
 
 
@@ -270,10 +269,7 @@ class EncodecLM(EncodecLMPreTrainedModel):
             if self.training:
                 last = max(1, self.config.max_positions - previous.shape[2])
                 position_offset = torch.randint(last, (batch,))
-        position = as_tensor("position_offset", position_offset).to(previous.device)
-        if position.is_floating_point() or position.dtype == torch.bool:
-            raise ValueError(f"position_offset is {shown(position_offset)}, allowed: whole numbers")
-        position = position.expand(batch)[:, None]
+        position = as_codes("position_offset", position_offset).to(previous.device).expand(batch)[:, None]
         keys, values = [], []
         for layer in self.layers:
             bias = layer.qkv_proj.bias.to(weight.dtype).expand(batch, int(self.config.zero_past_key), -1)
@@ -306,15 +302,12 @@ class EncodecLM(EncodecLMPreTrainedModel):
 
     def _check_codes(self, name: str, codes: torch.Tensor, lowest: int) -> torch.Tensor:
         most, size = self.config.num_codebooks, self.config.codebook_size
-        codes = as_tensor(name, codes)
-        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-            raise ValueError(f"{name} are {codes.dtype}, allowed: a tensor of whole numbers")
+        codes = as_codes(name, codes)
         if codes.dim() != 3 or 0 in codes.shape or codes.shape[1] > most:
             raise ValueError(
                 f"{name} have shape {tuple(codes.shape)}, allowed: (batch, codebooks, frames), no 0, "
                 f"and at most {most} codebooks"
             )
-        codes = codes.long()
         least, greatest = codes.min().item(), codes.max().item()
         if least < lowest or greatest >= size:
             raise ValueError(f"{name} range from {least} to {greatest}, allowed: {lowest} to {size - 1}")

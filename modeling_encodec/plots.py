@@ -15,7 +15,7 @@ import numpy as np
 
 from modeling_encodec.atomic import atomic_path
 from modeling_encodec.evaluation.mel_filters import mel_filters
-from modeling_encodec.inputs_encodec import as_python, audio_array, plain_array, real_number, whole_number
+from modeling_encodec.inputs_encodec import as_python, audio_array, check_rate, plain_array, real_number, whole_number
 
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def plot_audio(clips: Mapping[str, Mapping[str, np.ndarray]], sampling_rate: int
         >>> [axis.get_title() for axis in figure.axes if axis.get_title()]
         ['noise: original', 'noise: half as loud']
     """
-    sampling_rate = whole_number("sampling_rate", sampling_rate, 1, floats=True)
+    sampling_rate = check_rate("sampling_rate", sampling_rate)
     if not clips or not all(clips.values()):
         raise ValueError("there is no audio to show, allowed: at least one version of each clip")
     clips = {
@@ -247,7 +247,13 @@ def plot_codebook_use(counts: np.ndarray) -> Figure:
         [2.0, 1.0]
     """
     counts = plain_array("counts", counts)
-    if counts.ndim != 2 or counts.shape[1] < 2 or (counts < 0).any() or not counts.sum(1, dtype=float).all():
+    if (
+        counts.dtype.kind not in "iuf"
+        or counts.ndim != 2
+        or counts.shape[1] < 2
+        or (counts < 0).any()
+        or not counts.sum(1, dtype=float).all()
+    ):
         raise ValueError(f"counts are {counts.shape}, allowed: (codebooks, codebook_size), codes in every codebook")
     count, size = counts.shape
     shares = counts / counts.sum(1, keepdims=True)

@@ -17,7 +17,7 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .batching_encodec import as_tensor
+from .batching_encodec import as_codes, as_tensor
 from .configuration_encodec import EncodecConfig
 from .inputs_encodec import whole_number
 
@@ -188,7 +188,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Latents (B, D, F) float32 of `codes` (K, B, F): the sum over the codebooks used."""
-        codes = as_tensor("codes", codes).to(self.device, torch.int64)
+        codes = as_codes("codes", codes).to(self.device)
         total = self.layers[0].codebook.decode(codes[0])
         for stage in range(1, len(codes)):
             total = total + self.layers[stage].codebook.decode(codes[stage])

@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 
-from modeling_encodec.batching_encodec import as_audio, as_tensor
+from modeling_encodec.batching_encodec import as_audio, as_codes, as_tensor
 from modeling_encodec.bitstream.fingerprints import stream_fingerprint
 from modeling_encodec.inputs_encodec import as_python, whole_number
 from modeling_encodec.modeling_encodec import EncodecModel
@@ -329,9 +329,7 @@ class StreamingDecoder(_Stream):
             )
         if (config.chunk_length is not None) != (scales is not None):
             raise ValueError(f"scales are {scales}, allowed: those of a model with chunks, of others None")
-        if codes.is_floating_point():
-            raise ValueError(f"codes are {codes.dtype}, allowed: whole numbers")
-        codes = codes.long()
+        codes = as_codes("codes", codes)
         counts = (codes != NO_CODE).any(1).sum(1).tolist()
         rows = [codes[row : row + 1, :, :count] for row, count in enumerate(counts)]
         rows = [self.model.check_codes(row) if row.numel() else row for row in rows]
@@ -410,7 +408,7 @@ def signal_pieces(encoder: StreamingEncoder, codes: torch.Tensor) -> Iterator[tu
 def decode_blocks(model: EncodecModel, pieces: Iterable[tuple[torch.Tensor, float | None]]) -> Iterator[torch.Tensor]:
     """Audio (channels, T) of one signal's codes as `encode_blocks` gives them, to the bit that of `decode`, but for
     the cut to its length."""
-    pieces = ((as_tensor("codes", codes).long(), scale) for codes, scale in pieces)
+    pieces = ((as_codes("codes", codes), scale) for codes, scale in pieces)
     if model.config.needs_whole_signal:
         codes, scales = zip(*pieces)
         with torch.no_grad():

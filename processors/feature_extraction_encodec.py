@@ -12,7 +12,7 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.utils import PaddingStrategy, logging
 
-from .inputs_encodec import array_is_finite, as_python, audio_array, real_number, whole_number
+from .inputs_encodec import array_is_finite, as_python, audio_array, check_rate, real_number, whole_number
 from .upstream_encodec import extractor_base
 
 
@@ -60,7 +60,7 @@ class EncodecFeatureExtractor(extractor_base()):
     ):
         super().__init__(
             feature_size=whole_number("feature_size", feature_size, 1, 2, allowed="1 (mono) or 2 (stereo)"),
-            sampling_rate=whole_number("sampling_rate", sampling_rate, 1, allowed="Hz, at least 1", floats=True),
+            sampling_rate=check_rate("sampling_rate", sampling_rate),
             padding_value=float(real_number("padding_value", padding_value)),
             **kwargs,
         )
@@ -120,10 +120,7 @@ class EncodecFeatureExtractor(extractor_base()):
         """
         if sampling_rate is None:
             logger.warning_once(f"No sampling_rate given: taking the audio to be at {self.sampling_rate} Hz.")
-        elif (
-            whole_number("sampling_rate", sampling_rate, 1, allowed="Hz, at least 1", floats=True)
-            != self.sampling_rate
-        ):
+        elif check_rate("sampling_rate", sampling_rate) != self.sampling_rate:
             raise ValueError(
                 f"The audio is at {sampling_rate} Hz and the model at {self.sampling_rate} Hz: resample it first "
                 "(modeling_encodec.processors.audio.resample)."

@@ -142,6 +142,8 @@ def plain_array(name: str, value) -> np.ndarray:
     if dtype.kind in "biufc":
         dtype = np.dtype(np.float64) if dtype.kind == "f" and dtype.itemsize > 8 else dtype.newbyteorder("=")
         array = array.astype(dtype, order="C", copy=False)
+        if any(stride < 0 for stride in array.strides):  # of an axis of one, which NumPy does not count
+            array = array.copy()
     return array
 
 

@@ -10,8 +10,8 @@ def mel_filters(
     half the `sampling_rate`.
 
     Each band rises from the middle of the one before to 1 at its own, and falls to the middle of the next. The scale
-    is HTK's, 2595 log10(1 + f / 700). `slaney`: Slaney's, linear below 1 kHz and logarithmic above, with bands of equal
-    area. Where bands are narrower than bins, some hold none and stay 0.
+    is HTK's, 2595 log10(1 + f / 700). `slaney`: Slaney's, linear below 1 kHz and logarithmic above, with bands of
+    equal area. Where bands are narrower than bins, some hold none and stay 0.
 
     Examples:
         >>> from modeling_encodec.evaluation.mel_filters import mel_filters

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from modeling_encodec.batching_encodec import as_audio
 from modeling_encodec.evaluation.mel import MelSpectrogram
-from modeling_encodec.inputs_encodec import real_number, whole_number
+from modeling_encodec.inputs_encodec import check_rate, real_number
 
 
 def si_snr(reference: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ def windowed_si_snr(
     reference, estimate = _signals(reference, estimate)
     seconds, sampling_rate = (
         real_number("seconds", seconds),
-        whole_number("sampling_rate", sampling_rate, 1, floats=True),
+        check_rate("sampling_rate", sampling_rate),
     )
     if not 0 < seconds < math.inf:
         raise ValueError(f"seconds is {seconds}, allowed: a finite number above 0")
@@ -77,7 +77,7 @@ def mel_distance(reference: torch.Tensor, estimate: torch.Tensor, sampling_rate:
         True
     """
     reference, estimate = _signals(reference, estimate)
-    sampling_rate = whole_number("sampling_rate", sampling_rate, 1, floats=True)
+    sampling_rate = check_rate("sampling_rate", sampling_rate)
     distances = []
     for exponent in range(5, 12):
         mel = _mel_spectrogram(sampling_rate, 2**exponent, reference.device)

@@ -204,8 +204,7 @@ def _build(kind: type, values: dict, noun: str):
 
 
 def _check_types(config) -> None:
-    """Every field has its annotated type; whole numbers pass for floats, and NumPy's and PyTorch's numbers for Python's,
-    which they become."""
+    """Every field has its annotated type; whole numbers pass for floats, and any library's numbers become Python's."""
     hints = get_type_hints(type(config))
     for item in dataclasses.fields(config):
         setattr(config, item.name, as_python(getattr(config, item.name)))
@@ -227,7 +226,7 @@ def _check_types(config) -> None:
 
 def _fits(value, kind: type) -> bool:
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
