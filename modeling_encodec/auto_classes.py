@@ -1,13 +1,19 @@
 """Making Transformers' Auto classes return this project's classes, on request."""
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
-from transformers.models.auto import feature_extraction_auto, modeling_auto
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioTokenization,
+    AutoProcessor,
+)
 
 from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
 from modeling_encodec.processors.processing_encodec import EncodecProcessor
+from modeling_encodec.processors.upstream_encodec import native_extractors
 
 
 def register_auto_classes() -> None:
@@ -32,12 +38,12 @@ def register_auto_classes() -> None:
     AutoModel.register(EncodecLMConfig, EncodecLM, exist_ok=True)
     AutoConfig.register("encodec", EncodecConfig, exist_ok=True)
     AutoModel.register(EncodecConfig, EncodecModel, exist_ok=True)
-    modeling_auto.AutoModelForAudioTokenization.register(EncodecConfig, EncodecModel, exist_ok=True)
+    AutoModelForAudioTokenization.register(EncodecConfig, EncodecModel, exist_ok=True)
     AutoFeatureExtractor.register(EncodecConfig, EncodecFeatureExtractor, exist_ok=True)
     # Under its own class, since it is found by its name: under EncodecConfig, `AutoProcessor` would no longer give the
     # feature extractor of a folder that has no processor, as it does for stock checkpoints.
     AutoProcessor.register(EncodecProcessor, EncodecProcessor, exist_ok=True)
     # Feature extractors are looked up by class name, native classes first: the native entry of that name has to go.
-    names = feature_extraction_auto.FEATURE_EXTRACTOR_MAPPING_NAMES
+    names = native_extractors()
     for model_type in [key for key, value in names.items() if value == EncodecFeatureExtractor.__name__]:
         del names[model_type]

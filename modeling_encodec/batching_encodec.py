@@ -3,7 +3,10 @@
 
 import itertools
 
+import numpy as np
 import torch
+
+from .inputs_encodec import audio_array, plain_array, scale_pcm, shown
 
 
 def group_by_length(lengths: list[int], most: int) -> list[list[int]]:
@@ -29,18 +32,39 @@ def compute_device(module: torch.nn.Module) -> torch.device:
 
 
 def as_tensor(name: str, value) -> torch.Tensor:
-    """`value`, a tensor or what makes one; anything else is a ValueError under its `name`."""
-    try:
-        return value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{name} are a {type(value).__name__}, allowed: a tensor or an array") from None
+    """`value`, a tensor, array or list of numbers, as a tensor; anything else is a ValueError under its `name`."""
+    if isinstance(value, torch.Tensor):
+        return value
+    array = plain_array(name, value)
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"{name} are {array.dtype}, allowed: a tensor or an array of numbers")
+    return _from_numpy(array)
+
+
+def as_codes(name: str, value) -> torch.Tensor:
+    """`as_tensor` of whole numbers, as int64; anything else is a ValueError under its `name`."""
+    codes = as_tensor(name, value)
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise ValueError(f"{name} are {codes.dtype}, allowed: whole numbers")
+    return codes.long()
+
+
+def as_audio(name: str, value) -> torch.Tensor:
+    """Audio as a tensor: tensors of floating point as they are, all else as float32, integer PCM in [-1, 1)."""
+    if isinstance(value, torch.Tensor):
+        return value if value.is_floating_point() else scale_pcm(name, value)
+    return _from_numpy(audio_array(name, value))
+
+
+def _from_numpy(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array if array.flags.writeable else array.copy())  # a tensor may be written to
 
 
 def whole_numbers(name: str, value) -> list[int]:
     """`value`, one whole number a row, as a list; anything else is a ValueError under its `name`."""
     numbers = as_tensor(name, value)
-    if numbers.dim() != 1 or numbers.is_floating_point():
-        raise ValueError(f"{name} are {value}, allowed: one whole number a row")
+    if numbers.dim() != 1 or numbers.dtype == torch.bool or numbers.is_floating_point() or numbers.is_complex():
+        raise ValueError(f"{name} are {shown(value)}, allowed: one whole number a row")
     return numbers.tolist()
 
 

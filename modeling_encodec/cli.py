@@ -13,7 +13,7 @@ from modeling_encodec.commands.evaluate import evaluate
 from modeling_encodec.commands.models import export, train, train_lm
 from modeling_encodec.commands.plot import plot
 from modeling_encodec.commands.push import push
-from modeling_encodec.commands.shared import UsageError, one_line, say
+from modeling_encodec.commands.shared import UsageError, one_line, say, shown_warnings
 from modeling_encodec.commands.tokenize import tokenize
 
 
@@ -32,7 +32,8 @@ app.add_typer(evaluate, name="evaluate")
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
-        code = app(args=argv, standalone_mode=False)  # of an exit before the end: 130 if interrupted
+        with shown_warnings():
+            code = app(args=argv, standalone_mode=False)  # of an exit before the end: 130 if interrupted
     except UsageError as error:
         say(f"modeling-encodec: {error.format_message()}")
         return 2

@@ -12,11 +12,25 @@ from collections.abc import Iterator
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from .inputs_encodec import as_python, match_number, real_number, whole_number
+
 
 NORM_TYPES = ("weight_norm", "time_group_norm")
 PAD_MODES = ("reflect", "constant", "replicate")
 
 
+def _takes_any_numbers(cls):
+    """A strict configuration whose fields take numbers and arrays of NumPy and PyTorch too; they become Python's."""
+    set_checked = cls.__setattr__
+
+    def __setattr__(self, name, value):
+        set_checked(self, name, as_python(value))
+
+    cls.__setattr__ = __setattr__
+    return cls
+
+
+@_takes_any_numbers
 @strict
 class EncodecConfig(PreTrainedConfig):
     r"""Configuration of `EncodecModel`, given by name. The defaults are the 24 kHz mono model of the paper (3.1).
@@ -180,15 +194,18 @@ class EncodecConfig(PreTrainedConfig):
 
     def num_quantizers_for_bandwidth(self, bandwidth: float) -> int:
         """Codebooks used at `bandwidth` kbps: as many as it pays for when packed, at least one."""
-        return max(1, int(1000 * bandwidth // (self.frame_rate * self.codebook_nbits)))
+        kbps = match_number(bandwidth, self.target_bandwidths)
+        kbps = real_number("bandwidth", bandwidth, "a number of kbps") if kbps is None else kbps
+        return max(1, int(1000 * kbps // (self.frame_rate * self.codebook_nbits)))
 
     def num_frames(self, samples: int) -> int:
         """Frames of codes that `samples` samples, or one chunk of them, take."""
-        return -(-samples // self.hop_length)
+        return -(-whole_number("samples", samples) // self.hop_length)
 
     def chunk_spans(self, samples: int) -> Iterator[tuple[int, int]]:
         """(start, stop) of each chunk of a signal of so many `samples`: one every stride as long as there is audio,
         the last ones cut at its end. Given out one by one: a length read from a damaged file may be anything."""
+        samples = whole_number("samples", samples)
         chunk, stride = self.chunk_length or samples, self.chunk_stride or samples
         for start in range(0, samples, stride):
             yield start, min(start + chunk, samples)
@@ -265,6 +282,7 @@ class EncodecConfig(PreTrainedConfig):
         _require(self.overlap is not None, "overlap", self.overlap, "a number in [0, 1) when chunk_length_s is set")
 
 
+@_takes_any_numbers
 @strict
 class EncodecLMConfig(PreTrainedConfig):
     r"""Configuration of `EncodecLM`, the Transformer over codes that entropy coding takes its probabilities from

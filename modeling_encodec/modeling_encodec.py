@@ -20,6 +20,8 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
 from .batching_encodec import (
+    as_audio,
+    as_codes,
     as_tensor,
     compute_device,
     group_by_length,
@@ -30,6 +32,7 @@ from .batching_encodec import (
     whole_numbers,
 )
 from .configuration_encodec import EncodecConfig
+from .inputs_encodec import are_finite, match_number, shown, whole_number
 from .outputs_encodec import EncodecDecoderOutput, EncodecEncoderOutput, EncodecOutput
 from .precision_encodec import exact_float32, has_bfloat16
 from .quantization_encodec import EncodecEuclideanCodebook, EncodecResidualVectorQuantizer
@@ -114,8 +117,9 @@ class EncodecModel(EncodecPreTrainedModel):
         """Codes of a batch of audio, as an `EncodecEncoderOutput`.
 
         Args:
-            input_values (torch.Tensor of shape (B, channels, T)): audio in [-1, 1] at the model's sampling rate,
-                any floating dtype. `(T,)` is one mono clip; `(B, T)` mono clips, `(2, T)` one stereo clip.
+            input_values (torch.Tensor of shape (B, channels, T)): audio in [-1, 1] at the model's sampling rate, a
+                tensor or array of any floating dtype, or of integer PCM, which is scaled to that. `(T,)` is one mono
+                clip; `(B, T)` mono clips, `(2, T)` one stereo clip.
             padding_mask (torch.Tensor of shape (B, T) or (B, channels, T), optional): 1 on each row's samples,
                 then 0 to its end. A row may have its zeros first instead: it is coded as silence, then audio.
             bandwidth (float, optional): kbps, one of `config.target_bandwidths`; the smallest if nothing is said.
@@ -126,7 +130,7 @@ class EncodecModel(EncodecPreTrainedModel):
         Raises:
             ValueError: for a bandwidth or count the model does not have, or audio it cannot take.
         """
-        quantizers = self.resolve_quantizers(bandwidth, num_quantizers)
+        quantizers, return_latents = self.resolve_quantizers(bandwidth, num_quantizers), bool(return_latents)
         audio = self.check_audio(input_values)
         lengths = row_lengths(padding_mask, audio.shape)
         audio = silence_left_padding(audio, padding_mask)
@@ -175,23 +179,19 @@ class EncodecModel(EncodecPreTrainedModel):
             if bandwidth is not None:
                 raise ValueError(f"bandwidth {bandwidth} and num_quantizers {num_quantizers} given, allowed: one")
             most = self.config.num_quantizers
-            if type(num_quantizers) is not int or not 1 <= num_quantizers <= most:
-                raise ValueError(f"num_quantizers is {num_quantizers}, allowed: 1 to {most}")
-            return num_quantizers
+            return whole_number("num_quantizers", num_quantizers, 1, most)
         allowed = self.config.target_bandwidths
         if bandwidth is None:
             bandwidth = allowed[0]
-        if bandwidth not in allowed:
+        if (kbps := match_number(bandwidth, allowed)) is None:
             raise ValueError(
-                f"This model doesn't support the bandwidth {bandwidth}. Select one of {list(allowed)} kbps."
+                f"This model doesn't support the bandwidth {shown(bandwidth)}. Select one of {list(allowed)} kbps."
             )
-        return self.config.num_quantizers_for_bandwidth(bandwidth)
+        return self.config.num_quantizers_for_bandwidth(kbps)
 
     def check_audio(self, audio: torch.Tensor) -> torch.Tensor:
         """`audio` as (B, channels, T) on the model's device, or a ValueError that says what is wrong with it."""
-        audio, channels = as_tensor("input_values", audio), self.config.audio_channels
-        if not audio.is_floating_point():
-            raise ValueError(f"input_values are {audio.dtype}, allowed: floating point in [-1, 1]")
+        audio, channels = as_audio("input_values", audio), self.config.audio_channels
         shape = tuple(audio.shape)
         if audio.dim() == 1:
             audio = audio[None, None]
@@ -199,7 +199,7 @@ class EncodecModel(EncodecPreTrainedModel):
             audio = audio[:, None] if channels == 1 else audio[None]
         if audio.dim() != 3 or audio.shape[1] != channels or 0 in audio.shape:
             raise ValueError(f"input_values have shape {shape}, allowed: (batch, {channels}, samples), none of them 0")
-        if not torch.isfinite(torch.stack(torch.aminmax(audio))).all():
+        if not are_finite(*torch.stack(torch.aminmax(audio)).tolist()):
             raise ValueError("input_values hold NaN or infinity, allowed: finite samples")
         return audio.to(self.device)
 
@@ -305,9 +305,7 @@ class EncodecModel(EncodecPreTrainedModel):
         if 0 in codes.shape or codes.shape[-2] > self.config.num_quantizers:
             most = self.config.num_quantizers
             raise ValueError(f"codes have shape {tuple(codes.shape)}, allowed: no 0, and at most {most} codebooks")
-        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-            raise ValueError(f"audio_codes are {codes.dtype}, allowed: whole numbers")
-        codes = codes.long()
+        codes = as_codes("audio_codes", codes)
         low, high = codes.min().item(), codes.max().item()
         if low < 0 or high >= self.config.codebook_size:
             raise ValueError(f"audio_codes range from {low} to {high}, allowed: 0 to {self.config.codebook_size - 1}")
@@ -345,9 +343,8 @@ class EncodecModel(EncodecPreTrainedModel):
             if len(rows) != batch or not all(1 <= n <= width for n in rows):
                 raise ValueError(f"codes_lengths are {rows}, allowed: {batch} of 1 to {width} frames")
             return [rows]
-        last = width - (last_frame_pad or 0)
-        if type(last) is not int or not 1 <= last <= width:
-            raise ValueError(f"last_frame_pad_length is {last_frame_pad}, allowed: 0 to {width - 1}")
+        last_frame_pad = 0 if last_frame_pad is None else last_frame_pad
+        last = width - whole_number("last_frame_pad_length", last_frame_pad, 0, width - 1)
         return [[width] * batch] * (chunks - 1) + [[last] * batch]
 
     def _overlap_add(self, chunks: list[torch.Tensor]) -> torch.Tensor:

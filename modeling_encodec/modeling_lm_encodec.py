@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .batching_encodec import compute_device
+from .batching_encodec import as_codes, compute_device
 from .calibration_lm_encodec import integer_tables
 from .configuration_encodec import EncodecLMConfig
 from .integer_lm_encodec import IntegerLM, IntegerLMCache
@@ -288,7 +288,7 @@ class EncodecLM(EncodecLMPreTrainedModel):
             if self.training:
                 last = max(1, self.config.max_positions - previous.shape[2])
                 position_offset = torch.randint(last, (batch,))
-        position = torch.as_tensor(position_offset, device=previous.device).expand(batch)[:, None]
+        position = as_codes("position_offset", position_offset).to(previous.device).expand(batch)[:, None]
         keys, values = [], []
         for layer in self.layers:
             zeros = torch.zeros(batch, int(self.config.zero_past_key), self.config.hidden_size, **place)
@@ -325,15 +325,12 @@ class EncodecLM(EncodecLMPreTrainedModel):
 
     def _check_codes(self, name: str, codes: torch.Tensor, lowest: int) -> torch.Tensor:
         most, size = self.config.num_codebooks, self.config.codebook_size
-        if not isinstance(codes, torch.Tensor) or codes.is_floating_point() or codes.dtype == torch.bool:
-            given = codes.dtype if isinstance(codes, torch.Tensor) else type(codes).__name__
-            raise ValueError(f"{name} are {given}, allowed: a tensor of whole numbers")
+        codes = as_codes(name, codes)
         if codes.dim() != 3 or 0 in codes.shape or codes.shape[1] > most:
             raise ValueError(
                 f"{name} have shape {tuple(codes.shape)}, allowed: (batch, codebooks, frames), no 0, "
                 f"and at most {most} codebooks"
             )
-        codes = codes.long()
         least, greatest = codes.min().item(), codes.max().item()
         if least < lowest or greatest >= size:
             raise ValueError(f"{name} range from {least} to {greatest}, allowed: {lowest} to {size - 1}")
@@ -354,7 +351,9 @@ class EncodecLM(EncodecLMPreTrainedModel):
         """
         if not self.config.has_float_form:
             raise ValueError("this checkpoint holds the integer form alone, allowed: one with float weights")
-        batches = [self._check_codes("codes", batch, 0) for batch in (codes if isinstance(codes, list) else [codes])]
+        batches = [
+            self._check_codes("codes", batch, 0) for batch in (codes if isinstance(codes, (list, tuple)) else [codes])
+        ]
         integer = IntegerLM(self.config)
         integer.load_state_dict(integer_tables(self, batches))
         self.integer = integer.to(self.device)

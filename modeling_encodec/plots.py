@@ -12,15 +12,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from modeling_encodec.atomic import atomic_path
+from modeling_encodec.evaluation.mel_filters import mel_filters
+from modeling_encodec.inputs_encodec import as_python, audio_array, check_rate, plain_array, real_number, whole_number
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WINDOW, HOP, BANDS = 1024, 256, 80  # of the mel spectrograms
+BLOCK, FLOOR = 4096, 1e-5  # windows computed at a time; the smallest amplitude
 RANGE_DB = 80  # shown below a clip's loudest band
 COLUMNS = 1200  # of a waveform: more cannot be seen
 
@@ -67,17 +69,20 @@ def as_label(text: str) -> str:
 
 
 def mel_spectrogram_db(audio: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """Mel spectrogram in dB, (80 bands, frames), of 1024-sample windows every 256.
+    """Mel spectrogram in dB, float32 (80 bands, frames), of 1024-sample windows every 256.
 
     Args:
         audio: samples of one channel, (T,), from one up.
         sampling_rate: in Hz.
     """
-    filters = mel_filter_bank(
-        WINDOW // 2 + 1, BANDS, 0, sampling_rate / 2, sampling_rate, norm="slaney", mel_scale="slaney"
-    )
+    filters, hann = mel_filters(WINDOW, BANDS, sampling_rate, slaney=True), np.hanning(WINDOW + 1)[:-1]
     audio = np.pad(audio, (0, max(0, WINDOW - len(audio))))
-    return spectrogram(audio, window_function(WINDOW), WINDOW, HOP, mel_filters=filters, mel_floor=1e-5, log_mel="dB")
+    audio = np.pad(audio, WINDOW // 2, mode="reflect")  # the first window's middle is the first sample
+    windows = np.lib.stride_tricks.sliding_window_view(audio, WINDOW)[::HOP]
+    bands = [
+        np.abs(np.fft.rfft(windows[first : first + BLOCK] * hann)) @ filters for first in range(0, len(windows), BLOCK)
+    ]
+    return (20 * np.log10(np.concatenate(bands).T.clip(min=FLOOR))).astype(np.float32)
 
 
 def plot_audio(clips: Mapping[str, Mapping[str, np.ndarray]], sampling_rate: int, *, waveforms: bool = True) -> Figure:
@@ -86,7 +91,7 @@ def plot_audio(clips: Mapping[str, Mapping[str, np.ndarray]], sampling_rate: int
     Args:
         clips: clip name -> version name -> audio (T,) or (channels, T), of which the mean of the channels is shown.
             The first version of a clip sets the colour scale.
-        sampling_rate: of all of them, in Hz.
+        sampling_rate: of all of them, in Hz. Audio of integer PCM is scaled to [-1, 1).
         waveforms: False leaves the spectrograms alone.
 
     Raises:
@@ -101,6 +106,7 @@ def plot_audio(clips: Mapping[str, Mapping[str, np.ndarray]], sampling_rate: int
         >>> [axis.get_title() for axis in figure.axes if axis.get_title()]
         ['noise: original', 'noise: half as loud']
     """
+    sampling_rate = check_rate("sampling_rate", sampling_rate)
     if not clips or not all(clips.values()):
         raise ValueError("there is no audio to show, allowed: at least one version of each clip")
     clips = {
@@ -123,7 +129,7 @@ def plot_audio(clips: Mapping[str, Mapping[str, np.ndarray]], sampling_rate: int
 
 
 def _as_mono(audio, name: str) -> np.ndarray:
-    audio = np.asarray(audio, dtype=np.float32)
+    audio = audio_array(name, audio)
     audio = audio.mean(axis=0) if audio.ndim == 2 else audio
     if audio.ndim != 1 or not len(audio):
         raise ValueError(f"{name} has shape {audio.shape}, allowed: (samples,) or (channels, samples), at least 1")
@@ -173,6 +179,8 @@ def plot_codes(codes: np.ndarray, codebook_size: int, *, frame_rate: float | Non
         >>> image.shape, int(image.mask.sum())  # the last frame is blank
         ((2, 3), 2)
     """
+    codebook_size = whole_number("codebook_size", codebook_size, 1)
+    frame_rate = None if frame_rate is None else real_number("frame_rate", frame_rate)
     codes = _checked_codes(codes, codebook_size)
     frames = codes.shape[1]
     figure = new_figure(9, 1.4 + 0.14 * len(codes))
@@ -203,12 +211,13 @@ def codebook_counts(codes: np.ndarray, codebook_size: int) -> np.ndarray:
         >>> codebook_counts(np.array([[0, 0, 3], [1, 2, -1]]), 4).tolist()
         [[2, 0, 0, 1], [0, 1, 1, 0]]
     """
+    codebook_size = whole_number("codebook_size", codebook_size, 1)
     codes = _checked_codes(codes, codebook_size)
     return np.stack([np.bincount(row[row >= 0], minlength=codebook_size) for row in codes])
 
 
 def _checked_codes(codes, codebook_size: int) -> np.ndarray:
-    codes = np.asarray(codes)
+    codes = plain_array("codes", codes)
     if codes.ndim != 2 or not len(codes) or codes.dtype.kind not in "iu":
         raise ValueError(f"codes are {codes.dtype} {codes.shape}, allowed: whole numbers (codebooks, frames)")
     codes = codes.astype(np.int64)
@@ -237,8 +246,14 @@ def plot_codebook_use(counts: np.ndarray) -> Figure:
         >>> [float(bar.get_height()) for bar in figure.axes[1].patches]  # entropy, bits
         [2.0, 1.0]
     """
-    counts = np.asarray(counts)
-    if counts.ndim != 2 or counts.shape[1] < 2 or (counts < 0).any() or not counts.sum(1, dtype=float).all():
+    counts = plain_array("counts", counts)
+    if (
+        counts.dtype.kind not in "iuf"
+        or counts.ndim != 2
+        or counts.shape[1] < 2
+        or (counts < 0).any()
+        or not counts.sum(1, dtype=float).all()
+    ):
         raise ValueError(f"counts are {counts.shape}, allowed: (codebooks, codebook_size), codes in every codebook")
     count, size = counts.shape
     shares = counts / counts.sum(1, keepdims=True)
@@ -420,6 +435,7 @@ def _panels(records: Iterable[Mapping]) -> tuple[dict[str, Curves], list[int]]:
         if record.get("warnings"):
             warnings.append(record["update"])
         for name, value in record.items():
+            value = as_python(value)
             if name == "update" or isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             head, _, tail = name.rpartition("/")

@@ -17,8 +17,9 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .batching_encodec import compute_device
+from .batching_encodec import as_codes, as_tensor, compute_device
 from .configuration_encodec import EncodecConfig
+from .inputs_encodec import whole_number
 from .weight_cache_encodec import WeightCache
 
 
@@ -186,7 +187,11 @@ class EncodecResidualVectorQuantizer(nn.Module):
     ) -> torch.Tensor:
         """Codes (K, B, F) int64 of latents `embeddings` (B, D, F), with as many codebooks as `bandwidth` or
         `num_quantizers` says."""
-        count = num_quantizers or self.get_num_quantizers_for_bandwidth(bandwidth)
+        if num_quantizers is None:
+            count = self.get_num_quantizers_for_bandwidth(bandwidth)
+        else:
+            count = whole_number("num_quantizers", num_quantizers, 1, len(self.layers))
+        embeddings = as_tensor("embeddings", embeddings)
         batch, _, frames = embeddings.shape
         residual = embeddings.to(self.device, torch.float32).transpose(1, 2).flatten(0, 1)  # (B * F, D)
         codes = []
@@ -197,7 +202,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Latents (B, D, F) float32 of `codes` (K, B, F): the sum over the codebooks used."""
-        codes = codes.to(self.device)
+        codes = as_codes("codes", codes).to(self.device)
         total = self.layers[0].codebook.decode(codes[0])
         for stage in range(1, len(codes)):
             total = total + self.layers[stage].codebook.decode(codes[stage])

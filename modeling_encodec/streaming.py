@@ -18,8 +18,9 @@ from typing import Literal
 
 import torch
 
-from modeling_encodec.batching_encodec import as_tensor
+from modeling_encodec.batching_encodec import as_audio, as_codes, as_tensor
 from modeling_encodec.bitstream.fingerprints import stream_fingerprint
+from modeling_encodec.inputs_encodec import as_python, whole_number
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import NO_CODE
 from modeling_encodec.precision_encodec import exact_float32
@@ -45,9 +46,7 @@ class _Stream:
             raise ValueError(
                 "this model looks at the whole signal, allowed: one that has chunks, or does not normalise"
             )
-        if type(batch_size) is not int or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, allowed: a whole number of at least 1")
-        self.model, self.batch_size, self.mode = model, batch_size, mode
+        self.model, self.batch_size, self.mode = model, whole_number("batch_size", batch_size, 1), mode
         self._kind, self._compared, self._since_then = kind, None, 0
 
     def _start(self, steps) -> None:
@@ -99,7 +98,7 @@ class _Stream:
 
     def _check_rows(self, rows: Iterable[int] | None) -> list[int]:
         every = list(range(self.batch_size))
-        rows = every if rows is None else sorted(set(rows))
+        rows = every if rows is None else sorted({whole_number("a row", row) for row in as_python(rows)})
         if not rows or not set(rows) <= set(every):
             raise ValueError(f"rows are {rows}, allowed: of {every}")
         return rows
@@ -238,7 +237,7 @@ class StreamingEncoder(_Stream):
         return self._encode(list(range(self.batch_size)), self._check_samples(samples), end=True)
 
     def _check_samples(self, samples: torch.Tensor) -> torch.Tensor:
-        samples = as_tensor("samples", samples)
+        samples = as_audio("samples", samples)
         if samples.shape[-1:] == (0,):
             return torch.zeros(self.batch_size, self.model.config.audio_channels, 0, device=self.model.device)
         samples = self.model.check_audio(samples)
@@ -295,7 +294,7 @@ class StreamingDecoder(_Stream):
             ValueError: as of `StreamingEncoder`; so are FileNotFoundError and ImportError.
         """
         super().__init__(model, batch_size, mode, "decoder", cuda_graphs)
-        self.lengths = torch.zeros(batch_size, dtype=torch.int64)
+        self.lengths = torch.zeros(self.batch_size, dtype=torch.int64)
         if model.config.chunk_length is None:
             hop = _onnx_hop(onnx_step, "decoder", model)
             options = {"prepare": model.embed_checked, "graphs": cuda_graphs, "onnx_hop": hop}
@@ -340,9 +339,7 @@ class StreamingDecoder(_Stream):
             )
         if (config.chunk_length is not None) != (scales is not None):
             raise ValueError(f"scales are {scales}, allowed: those of a model with chunks, of others None")
-        if codes.is_floating_point():
-            raise ValueError(f"codes are {codes.dtype}, allowed: whole numbers")
-        codes = codes.long()
+        codes = as_codes("codes", codes)
         counts = (codes != NO_CODE).any(1).sum(1).tolist()
         rows = [codes[row : row + 1, :, :count] for row, count in enumerate(counts)]
         rows = [self.model.check_codes(row) if row.numel() else row for row in rows]
@@ -396,13 +393,13 @@ def encode_blocks(
     cut. Blocks are arrays or tensors, and none is empty.
     """
     if model.config.needs_whole_signal:
-        whole = torch.cat([torch.as_tensor(block) for block in blocks], dim=1)
+        whole = torch.cat([as_audio("audio", block) for block in blocks], dim=1)
         coded = model.encode(whole[None], num_quantizers=num_quantizers)
         yield coded.audio_codes[0, 0], coded.audio_scales[0].item() if model.config.normalize else None
         return
     encoder = StreamingEncoder(model, num_quantizers=num_quantizers)
     length = model.config.chunk_stride or model.block_frames * model.config.hop_length
-    for block, last in cut_blocks(blocks, length):
+    for block, last in cut_blocks((as_audio("audio", block) for block in blocks), length):
         yield from signal_pieces(encoder, (encoder.finish if last else encoder.push)(block[None]))
 
 
@@ -421,7 +418,7 @@ def signal_pieces(encoder: StreamingEncoder, codes: torch.Tensor) -> Iterator[tu
 def decode_blocks(model: EncodecModel, pieces: Iterable[tuple[torch.Tensor, float | None]]) -> Iterator[torch.Tensor]:
     """Audio (channels, T) of one signal's codes as `encode_blocks` gives them, to the bit that of `decode`, but for
     the cut to its length."""
-    pieces = ((torch.as_tensor(codes, dtype=torch.int64), scale) for codes, scale in pieces)
+    pieces = ((as_codes("codes", codes), scale) for codes, scale in pieces)
     if model.config.needs_whole_signal:
         codes, scales = zip(*pieces)
         with torch.no_grad():
@@ -445,7 +442,7 @@ def cut_blocks(blocks: Iterable[torch.Tensor], length: int) -> Iterator[tuple[to
     """
     kept = None
     for block in blocks:
-        block = torch.as_tensor(block)
+        block = as_tensor("a block", block)
         kept = block if kept is None else torch.cat([kept, block], dim=-1)
         while kept.shape[-1] > length:
             yield kept[..., :length], False

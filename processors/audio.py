@@ -20,6 +20,7 @@ import soundfile
 import soxr
 
 from modeling_encodec.atomic import atomic_path
+from modeling_encodec.inputs_encodec import array_is_finite, audio_array, check_rate, whole_number
 
 
 # Samples of a channel that are read at a time.
@@ -79,12 +80,11 @@ class AudioReader:
             ValueError: if it is no audio, or `block_length` or `sampling_rate` is less than 1; while reading, if it
                 is empty, holds samples that are not finite, or has more than two channels and is to be stereo.
         """
-        if block_length < 1:
-            raise ValueError(f"block_length is {block_length}, allowed: at least 1")
+        block_length = whole_number("block_length", block_length, 1)
         given = getattr(source, "name", None) if hasattr(source, "read") else os.fspath(source)
         self.name = given if isinstance(given, str) else "the input"
-        if sampling_rate is not None and sampling_rate < 1:
-            raise ValueError(f"sampling_rate is {sampling_rate} Hz, allowed: at least 1")
+        sampling_rate = None if sampling_rate is None else check_rate("sampling_rate", sampling_rate)
+        channels = None if channels is None else whole_number("channels", channels, 1)
         if not hasattr(source, "read") and not Path(self.name).is_file():
             raise FileNotFoundError(f"{self.name}: no such file")
         try:
@@ -130,7 +130,7 @@ class AudioReader:
             samples = self.file.read(self.block_length, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise self._unreadable(error) from None
-        if not np.isfinite(samples).all():
+        if not array_is_finite(samples):
             raise ValueError(f"{self.name}: holds samples that are NaN or infinite")
         block = np.ascontiguousarray(samples.T)
         return block if self.channels is None else match_channels(block, self.channels)
@@ -177,7 +177,7 @@ def join_blocks(blocks: Iterable[np.ndarray]) -> np.ndarray:
 
 def resample(audio: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
     """Audio (channels, T) at `rate` Hz brought to `target_rate` Hz; at least one sample remains. What is at that rate
-    already is given back as it is, all else as float32.
+    already is given back as it is, all else as float32; integer PCM is scaled to [-1, 1) first.
 
     Raises:
         ValueError: for a rate below 1.
@@ -188,9 +188,8 @@ def resample(audio: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
         >>> resample(np.zeros((2, 44100), np.float32), 44100, 24000).shape
         (2, 24000)
     """
-    for name, value in (("rate", rate), ("target_rate", target_rate)):
-        if value < 1:
-            raise ValueError(f"{name} is {value} Hz, allowed: at least 1")
+    rate, target_rate = check_rate("rate", rate), check_rate("target_rate", target_rate)
+    audio = _floats(audio)
     if rate == target_rate:
         return audio
     resampled = soxr.resample(audio.T, rate, target_rate, quality="HQ").T
@@ -211,6 +210,7 @@ def match_channels(audio: np.ndarray, channels: int) -> np.ndarray:
         >>> match_channels(np.array([[1.0, 0.0], [0.0, 0.5]]), 1)
         array([[0.5 , 0.25]])
     """
+    audio, channels = _floats(audio), whole_number("channels", channels, 1)
     given = audio.shape[0]
     if given == channels:
         return audio
@@ -231,7 +231,7 @@ def write_audio(
     Args:
         target: a path, whose suffix names the format (.wav, .flac, .ogg, .opus, .mp3 and others of libsndfile's); or
             a binary file, which gets WAV.
-        audio: (channels, T); an array, or a tensor on the CPU.
+        audio: (channels, T); an array or a tensor, in [-1, 1], or integer PCM, which is scaled to that.
         sampling_rate: in Hz.
         rescale: scale the whole signal down to a peak of 0.99 if samples are outside [-1, 1]. Otherwise these are cut
             there; they never wrap.
@@ -290,6 +290,7 @@ def write_audio_blocks(
 
 
 def _write(file, blocks: Iterable[np.ndarray], sampling_rate: int, rescale: bool, options: dict) -> Clipping:
+    sampling_rate = check_rate("sampling_rate", sampling_rate)
     outside, peak, out, channels = 0, 0.0, None, None
     with contextlib.ExitStack() as stack:
         for block in blocks:
@@ -323,10 +324,16 @@ def _write_block(out: soundfile.SoundFile, samples: np.ndarray) -> None:
 
 
 def _checked(block: np.ndarray, channels: int | None) -> np.ndarray:
-    block = np.asarray(block, dtype=np.float32)
+    block = audio_array("audio", block)
     if block.ndim != 2 or 0 in block.shape or channels not in (None, len(block)):
         allowed = "channels" if channels is None else channels
         raise ValueError(f"audio has shape {block.shape}, allowed: ({allowed}, samples), none of them 0")
-    if not np.isfinite(block).all():
+    if not array_is_finite(block):
         raise ValueError("audio holds NaN or infinity, allowed: finite samples")
     return block
+
+
+def _floats(audio) -> np.ndarray:
+    """Audio of any kind: arrays of float32 and float64 as they are, all else as float32."""
+    is_float = isinstance(audio, np.ndarray) and audio.dtype in (np.float32, np.float64)
+    return audio if is_float else audio_array("audio", audio)

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 import transformers
 
-from modeling_encodec.batching_encodec import group_by_length, stack_chunks, stack_scales
+from modeling_encodec.batching_encodec import as_tensor, group_by_length, stack_chunks, stack_scales
 from modeling_encodec.bitstream.compression import name_of
 from modeling_encodec.bitstream.fingerprints import codebook_fingerprint, stream_fingerprint
 from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.inputs_encodec import array_is_finite, audio_array, check_rate
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.precision_encodec import exact_float32
 from modeling_encodec.processors.audio import AudioReader, join_blocks, match_channels, resample
@@ -208,7 +209,7 @@ def read_clip(location, config: EncodecConfig) -> np.ndarray:
 def encode_clips(model: EncodecModel, clips: Sequence[np.ndarray | torch.Tensor], num_quantizers: int) -> list[Tokens]:
     """Tokens of clips (channels, T) of any lengths, with so many codebooks; those of `model.encode` of each."""
     spans = [list(model.config.chunk_spans(clip.shape[1])) for clip in clips]
-    audio = [torch.as_tensor(clip).to(model.device)[None] for clip in clips]
+    audio = [as_tensor("audio", clip).to(model.device)[None] for clip in clips]
     pieces = [whole[..., start:stop] for whole, row in zip(audio, spans) for start, stop in row]
     with torch.no_grad(), exact_float32(), one_thread(model.device.type):
         codes, scales, _ = model.encode_pieces(pieces, num_quantizers)
@@ -240,18 +241,14 @@ def _blocks(reader: AudioReader, location) -> Iterator[np.ndarray]:
 
 
 def _array(value: dict, rate: int, channels: int) -> np.ndarray:
-    samples = np.asarray(value.get("array"))
-    if samples.dtype.kind != "f" or samples.ndim not in (1, 2) or 0 in samples.shape:
-        raise ValueError(
-            f"array is {samples.dtype} {samples.shape}, allowed: floats (samples,) or (channels, samples)"
-        )
-    given = value.get("sampling_rate")
-    if type(given) is not int or given < 1:
-        raise ValueError(f"sampling_rate is {given}, allowed: Hz, at least 1")
-    samples = samples.astype(np.float32).reshape(-1, samples.shape[-1])
+    samples = audio_array("array", value.get("array"))
+    if samples.ndim not in (1, 2) or 0 in samples.shape:
+        raise ValueError(f"array has shape {samples.shape}, allowed: (samples,) or (channels, samples)")
+    given = check_rate("sampling_rate", value.get("sampling_rate"))
+    samples = samples.reshape(-1, samples.shape[-1])
     if samples.shape[0] > 8 and samples.shape[0] > samples.shape[1]:
         raise ValueError(f"array has shape {samples.shape}, allowed: (channels, samples); it looks transposed")
-    if not np.isfinite(samples).all():
+    if not array_is_finite(samples):
         raise ValueError("holds samples that are NaN or infinite")
     return resample(match_channels(samples, channels), given, rate)
 
@@ -324,7 +321,7 @@ def _load(source: str | dict[str, bytes], precision: str, device: str) -> Encode
                 (Path(folder) / name).write_bytes(data)
         model = EncodecModel.from_pretrained(source if isinstance(source, str) else folder)
     if isinstance(source, dict):
-        model.config._name_or_path = ""  # not the folder's name, which is another each time
+        model.config.name_or_path = ""  # not the folder's name, which is another each time
     try:
         model = model.eval().to(torch.device(device))
     except (RuntimeError, AssertionError) as error:  # an unknown or absent device

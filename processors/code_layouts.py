@@ -14,14 +14,16 @@ frames of each row. What lies past a row's length is not looked at, and is `fill
     split_first         a0 a1 a2 and the other codebooks      VALL-E, arXiv 2301.02111 sec. 4     join_first
     interleave_stereo   left a, right a, left b, right b      MusicGen's stereo models            deinterleave_stereo
 
-`code_vocabulary` joins them: ids of one clip with BOS and EOS, and codes of generated ids, checked. NumPy alone is
-imported, so that corpora can be read without torch.
+`code_vocabulary` joins them: ids of one clip with BOS and EOS, and codes of generated ids, checked. Torch is not
+imported, so that corpora can be read without it.
 """
 
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from .inputs_encodec import as_python, shown, whole_number
 
 
 LAYOUTS = ("frame", "codebook", "delay")
@@ -43,8 +45,7 @@ def add_offsets(codes, codebook_size: int, *, lengths=None, fill: int | None = N
         >>> ids.tolist(), remove_offsets(ids, 1024).tolist()
         ([[1, 2], [1027, 1028]], [[1, 2], [3, 4]])
     """
-    codes = as_ids("codes", codes, 2)
-    check_count("codebook_size", codebook_size)
+    codes, codebook_size = as_ids("codes", codes, 2), check_count("codebook_size", codebook_size)
 
     def lay(codes):
         check_range("code", codes, 0, codebook_size)
@@ -59,8 +60,7 @@ def remove_offsets(ids, codebook_size: int, *, lengths=None, fill: int = 0):
     Raises:
         ValueError: for an id that is none of its codebook's.
     """
-    ids = as_ids("ids", ids, 2)
-    check_count("codebook_size", codebook_size)
+    ids, codebook_size = as_ids("ids", ids, 2), check_count("codebook_size", codebook_size)
 
     def lay(ids):
         offsets = offsets_of(ids, codebook_size)
@@ -108,7 +108,7 @@ def unflatten(ids, num_quantizers: int, *, order: str = "frame", lengths=None, f
     """
     ids = as_ids("ids", ids, 1)
     check_choice("order", order, LAYOUTS[:2])
-    check_count("num_quantizers", num_quantizers)
+    num_quantizers = check_count("num_quantizers", num_quantizers)
     if ids.shape[-1] % num_quantizers:
         raise ValueError(f"there are {ids.shape[-1]} ids, allowed: a multiple of {num_quantizers} (num_quantizers)")
 
@@ -296,7 +296,7 @@ def add_bos_eos(ids, bos_id: int | None = None, *, eos_id: int | None = None):
     *lead, width = ids.shape
     result = full_of(ids, (*lead, start + width + stop), eos_id if stop else 0)
     if start:
-        result[..., 0] = bos_id
+        result[..., 0] = whole_number("bos_id", bos_id)
     result[..., start : start + width] = ids
     return result
 
@@ -411,6 +411,7 @@ def as_ids(name: str, array, least_dims: int):
 
 def full_of(like, shape: tuple, value: int):
     """An int64 array or tensor of this `shape` and `value`, of the kind of `like` and on its device."""
+    value = whole_number("fill", value)
     return np.full(shape, value, np.int64) if isinstance(like, np.ndarray) else like.new_full(shape, value)
 
 
@@ -443,10 +444,9 @@ def check_choice(name: str, value, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}, allowed: {', '.join(allowed)}")
 
 
-def check_count(name: str, value) -> None:
-    """A ValueError, under its `name`, for what is no positive whole number."""
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} is {value}, allowed: a whole number of at least 1")
+def check_count(name: str, value) -> int:
+    """A positive whole number of any kind as an int; anything else is a ValueError under its `name`."""
+    return whole_number(name, value, 1)
 
 
 def check_pattern(pattern: Sequence[int] | None, codebooks: int) -> tuple[int, ...]:
@@ -454,14 +454,15 @@ def check_pattern(pattern: Sequence[int] | None, codebooks: int) -> tuple[int, .
     `pattern` is a ValueError."""
     if pattern is None:
         return tuple(range(codebooks))
-    pattern = tuple(pattern)
-    if len(pattern) != codebooks or not all(type(steps) is int and steps >= 0 for steps in pattern) or min(pattern):
-        raise ValueError(f"pattern is {list(pattern)}, allowed: {codebooks} whole numbers from 0 up, one of them 0")
-    return pattern
+    allowed = f"{codebooks} whole numbers from 0 up, one of them 0"
+    steps = tuple(whole_number("a step of the pattern", step, 0, allowed=allowed) for step in as_python(pattern))
+    if len(steps) != codebooks or min(steps):
+        raise ValueError(f"pattern is {shown(list(steps))}, allowed: {allowed}")
+    return steps
 
 
 def _numbers(lengths) -> list[int]:
-    return [int(length) for length in (lengths.tolist() if hasattr(lengths, "tolist") else lengths)]
+    return [whole_number("a row's length", length) for length in as_python(lengths)]
 
 
 def _by_rows(lay: Callable, array, lengths, fill: int | None, shape: tuple, taken: Callable = lambda frames: frames):

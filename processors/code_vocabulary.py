@@ -25,6 +25,7 @@ from .code_layouts import (
     offsets_of,
     take_apart,
 )
+from .inputs_encodec import as_python, match_number, real_number, shown, whole_number
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,10 @@ class CodeVocabulary:
     eos_token_id: int | None = None
 
     def __post_init__(self):
-        check_count("codebook_size", self.codebook_size)
-        check_count("num_quantizers", self.num_quantizers)
+        for name in ("codebook_size", "num_quantizers"):
+            object.__setattr__(self, name, check_count(name, getattr(self, name)))
+        object.__setattr__(self, "frame_rate", real_number("frame_rate", self.frame_rate, "above 0"))
+        object.__setattr__(self, "own_ids", as_python(self.own_ids))
         if not (self.frame_rate > 0 and math.isfinite(self.frame_rate)):
             raise ValueError(f"frame_rate is {self.frame_rate}, allowed: above 0")
         check_choice("layout", self.layout, LAYOUTS)
@@ -89,8 +92,8 @@ class CodeVocabulary:
         defaults = {"pad_token_id": first, "bos_token_id": first if delayed else first + 1}
         for name, default in (defaults | {"eos_token_id": None if delayed else first + 2}).items():
             given = getattr(self, name)
-            if given is not None and not (type(given) is int and given >= first):
-                raise ValueError(f"{name} is {given}, allowed: {first} or more, above the ids of the codes")
+            if given is not None:
+                given = whole_number(name, given, first, allowed=f"{first} or more, above the ids of the codes")
             object.__setattr__(self, name, default if given is None else given)
 
     @classmethod
@@ -115,11 +118,11 @@ class CodeVocabulary:
         if num_quantizers is None:
             if bandwidth is None and len(bandwidths) == 1:
                 bandwidth = bandwidths[0]
-            if bandwidth not in bandwidths:
-                raise ValueError(f"bandwidth is {bandwidth}, allowed: one of {bandwidths} kbps, or num_quantizers")
-            num_quantizers = config.num_quantizers_for_bandwidth(bandwidth)
-        if type(num_quantizers) is not int or not 1 <= num_quantizers <= most:
-            raise ValueError(f"num_quantizers is {num_quantizers}, allowed: 1 to {most}")
+            if (kbps := match_number(bandwidth, bandwidths)) is None:
+                given = shown(bandwidth)
+                raise ValueError(f"bandwidth is {given}, allowed: one of {bandwidths} kbps, or num_quantizers")
+            num_quantizers = config.num_quantizers_for_bandwidth(kbps)
+        num_quantizers = whole_number("num_quantizers", num_quantizers, 1, most)
         rate = config.sampling_rate / config.hop_length
         if config.chunk_length is not None:  # where chunks overlap, audio is coded twice
             rate = config.num_frames(config.chunk_length) * config.sampling_rate / config.chunk_stride

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from modeling_encodec.batching_encodec import group_by_length
+from modeling_encodec.inputs_encodec import plain_array, real_number, whole_number
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio import write_audio
 from modeling_encodec.processors.audio_tokens import (
@@ -137,9 +138,9 @@ class CodecTokenizer(_Mapped):
             OSError: if there is no such model.
         """
         super().__init__(model, column, precision, device)
-        if not batch_seconds > 0:
-            raise ValueError(f"batch_seconds is {batch_seconds}, allowed: above 0")
-        self.batch_seconds = batch_seconds
+        self.batch_seconds = real_number("batch_seconds", batch_seconds, "above 0")
+        if not self.batch_seconds > 0:
+            raise ValueError(f"batch_seconds is {self.batch_seconds}, allowed: above 0")
         self.num_quantizers = self.codec.count(bandwidth, num_quantizers)
 
     @property
@@ -295,15 +296,14 @@ class CodecDetokenizer(_Mapped):
         config, rows = self.codec.config, []
         for row, codes in enumerate(batch["codes"]):
             try:
-                codes = np.asarray(codes)
+                codes = plain_array("codes", codes)
             except ValueError:
                 raise ValueError(f"codes of row {row} are ragged, allowed: (codebooks, frames)") from None
             if codes.ndim != 2 or codes.dtype.kind not in "iu" or 0 in codes.shape:
                 raise ValueError(f"codes are {codes.dtype} {codes.shape}, allowed: whole numbers (codebooks, frames)")
             length = batch["audio_length"][row] if "audio_length" in batch else codes.shape[1] * config.hop_length
-            if not isinstance(length, (int, np.integer)):
-                raise ValueError(f"audio_length is {length!r}, allowed: a whole number of samples")
-            scales = np.asarray(batch["scales"][row], np.float32) if "scales" in batch else None
+            length = whole_number("audio_length", length, allowed="a whole number of samples")
+            scales = plain_array("scales", batch["scales"][row]).astype(np.float32) if "scales" in batch else None
             rows.append(Tokens(codes, scales, length))
         rate = config.sampling_rate
         decoded = decode_tokens(self._model(rank), rows)
@@ -426,6 +426,8 @@ def _has_codes(error: str | None) -> bool:
 
 def _location(value) -> tuple[str, object]:
     """A row's name for messages, and its location as `open_clip` takes it."""
+    if hasattr(value, "as_py"):  # of a dataset in Arrow's format
+        value = value.as_py()
     if hasattr(value, "get_all_samples"):
         return "a row", functools.partial(_decoded, value)
     if isinstance(value, dict) and value.get("array") is not None:

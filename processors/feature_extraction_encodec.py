@@ -9,15 +9,17 @@ stock class pads 48 kHz audio up to a full last chunk, which costs a phantom chu
 from collections.abc import Sequence
 
 import numpy as np
-from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
-from transformers.feature_extraction_utils import BatchFeature
+from transformers import BatchFeature
 from transformers.utils import PaddingStrategy, logging
+
+from .inputs_encodec import array_is_finite, as_python, audio_array, check_rate, real_number, whole_number
+from .upstream_encodec import extractor_base
 
 
 logger = logging.get_logger(__name__)
 
 
-class EncodecFeatureExtractor(SequenceFeatureExtractor):
+class EncodecFeatureExtractor(extractor_base()):
     """Checks, scales and pads audio: clips to the model's `input_values` and `padding_mask`.
 
     Attributes:
@@ -56,15 +58,16 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
         overlap: float | None = None,
         **kwargs,
     ):
-        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
-        if feature_size not in (1, 2):
-            raise ValueError(f"feature_size is {feature_size}, allowed: 1 (mono) or 2 (stereo)")
-        if sampling_rate < 1:
-            raise ValueError(f"sampling_rate is {sampling_rate} Hz, allowed: at least 1")
+        super().__init__(
+            feature_size=whole_number("feature_size", feature_size, 1, 2, allowed="1 (mono) or 2 (stereo)"),
+            sampling_rate=check_rate("sampling_rate", sampling_rate),
+            padding_value=float(real_number("padding_value", padding_value)),
+            **kwargs,
+        )
         if self.padding_side not in ("right", "left"):
             raise ValueError(f"padding_side is {self.padding_side!r}, allowed: right, left")
-        self.chunk_length_s = chunk_length_s
-        self.overlap = overlap
+        self.chunk_length_s = as_python(chunk_length_s)
+        self.overlap = as_python(overlap)
 
     @classmethod
     def for_model(cls, config) -> "EncodecFeatureExtractor":
@@ -102,7 +105,7 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
         Args:
             raw_audio (array, tensor or list): a clip, `(T,)` or `(channels, T)`; or several, a list of clips or an
                 array `(B, channels, T)`. Clips are NumPy arrays, tensors or lists of numbers; integers are taken as
-                PCM of their width.
+                PCM of their width. Floating point on the scale of integers is taken as it is, with a warning.
             padding: `True` or `"longest"` (default), `"max_length"`, or `False` for rows as they are and no mask.
             truncation: cut rows at `max_length`, or at the shortest row without one.
             max_length: in samples.
@@ -117,7 +120,7 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
         """
         if sampling_rate is None:
             logger.warning_once(f"No sampling_rate given: taking the audio to be at {self.sampling_rate} Hz.")
-        elif sampling_rate != self.sampling_rate:
+        elif check_rate("sampling_rate", sampling_rate) != self.sampling_rate:
             raise ValueError(
                 f"The audio is at {sampling_rate} Hz and the model at {self.sampling_rate} Hz: resample it first "
                 "(modeling_encodec.processors.audio.resample)."
@@ -125,8 +128,8 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
         if padding and truncation:
             raise ValueError("Both padding and truncation were set. Make sure you only set one.")
         rows = [self._check_clip(clip, index) for index, clip in enumerate(_split_clips(raw_audio))]
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length is {max_length} samples, allowed: at least 1")
+        if max_length is not None:
+            max_length = whole_number("max_length", max_length, 1)
         if truncation:
             stop = min(row.shape[1] for row in rows) if max_length is None else max_length
             rows = [row[:, :stop] for row in rows]
@@ -154,10 +157,7 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
 
     def _check_clip(self, clip, index: int) -> np.ndarray:
         """A clip as float32 (channels, T)."""
-        if hasattr(clip, "detach"):  # a tensor, of whatever device, dtype and graph
-            clip = clip.detach().cpu()
-            clip = clip.float() if clip.is_floating_point() else clip
-        samples = _as_float32(np.asarray(clip), index)
+        samples = audio_array(f"Clip {index}", clip)
         if samples.ndim == 1 and self.feature_size == 1:
             samples = samples[None]
         if samples.ndim != 2 or samples.shape[0] != self.feature_size:
@@ -166,7 +166,7 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"Clip {index} has shape {samples.shape}, allowed: {shape}{hint}.")
         if samples.shape[1] == 0:
             raise ValueError(f"Clip {index} is empty, allowed: at least one sample.")
-        if not np.isfinite(samples).all():
+        if not array_is_finite(samples):
             raise ValueError(f"Clip {index} holds NaN or infinity, allowed: finite samples.")
         return samples
 
@@ -176,21 +176,8 @@ def _split_clips(raw_audio) -> Sequence:
     if isinstance(raw_audio, (list, tuple)):
         if len(raw_audio) == 0:
             raise ValueError("There is no audio in the list, allowed: at least one clip.")
-        return [raw_audio] if np.isscalar(raw_audio[0]) else raw_audio
+        return [raw_audio] if np.isscalar(raw_audio[0]) or getattr(raw_audio[0], "ndim", 1) == 0 else raw_audio
     return raw_audio if getattr(raw_audio, "ndim", 1) == 3 else [raw_audio]
-
-
-def _as_float32(samples: np.ndarray, index: int) -> np.ndarray:
-    """Floating samples as float32; PCM integers of 16 or 32 bits, or 8 bits unsigned, scaled to [-1, 1)."""
-    if samples.dtype.kind == "f":
-        return samples.astype(np.float32, copy=False)
-    if samples.dtype in (np.int16, np.int32):
-        return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
-    if samples.dtype == np.uint8:
-        return (samples.astype(np.float32) - 128) / 128
-    if samples.dtype == np.int64 and samples.size and np.abs(samples).max() <= 1:
-        return samples.astype(np.float32)  # a Python list such as [0, 1, 0], which names no width
-    raise ValueError(f"Clip {index} has dtype {samples.dtype}, allowed: floating point, int16, int32, uint8.")
 
 
 EncodecFeatureExtractor.register_for_auto_class()

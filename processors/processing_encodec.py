@@ -15,22 +15,21 @@ import importlib
 import json
 import os
 from dataclasses import asdict
-from numbers import Real
-from types import NoneType
 
 import numpy as np
 import torch
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import AutoModel
-from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import AUDIO_TOKENIZER_KWARGS, ProcessorMixin
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers import AutoModel, BatchFeature, ProcessorMixin
+from transformers.utils import CONFIG_NAME
 
 from .code_layouts import pad_ids
 from .code_vocabulary import CodeVocabulary
 from .feature_extraction_encodec import EncodecFeatureExtractor
+from .inputs_encodec import as_python, plain_array, real_number, whole_number
+from .upstream_encodec import find_file
 
 
+CODEC_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "device_map", "dtype")
 HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 
 
@@ -248,16 +247,19 @@ class EncodecProcessor(ProcessorMixin):
         """
         codec, rows = self._codec(), self.decode_codes(ids, incomplete=incomplete)
         rows = [torch.as_tensor(row).to(codec.device) for row in rows]
+        if audio_lengths is not None:
+            audio_lengths = [whole_number("an audio length", length, 0) for length in as_python(audio_lengths)]
+        if audio_scales is None or isinstance(audio_scales, (int, float)) or getattr(audio_scales, "ndim", 1) == 0:
+            audio_scales = [audio_scales] * len(rows)
         for name, value in (("audio_lengths", audio_lengths), ("audio_scales", audio_scales)):
-            if not isinstance(value, (Real, NoneType)) and len(value) != len(rows):
+            if value is not None and len(value) != len(rows):
                 raise ValueError(f"{name} are {len(value)}, allowed: {len(rows)}, one a row of ids")
         audio = []
         with torch.no_grad():
             for index, row in enumerate(rows):
-                length = None if audio_lengths is None else int(audio_lengths[index])
-                scales = audio_scales if isinstance(audio_scales, (Real, NoneType)) else audio_scales[index]
+                length = None if audio_lengths is None else audio_lengths[index]
                 try:
-                    audio.append(self._audio(codec, row, length, scales))
+                    audio.append(self._audio(codec, row, length, audio_scales[index]))
                 except ValueError as error:
                     raise ValueError(f"row {index}: {error}") from None
         return audio
@@ -296,7 +298,8 @@ class EncodecProcessor(ProcessorMixin):
         """Rows (L,) or (K, L) of a row, a batch or a list."""
         delayed = self.vocabulary.layout == "delay"
         if isinstance(ids, (list, tuple)):
-            if len(ids) and not isinstance(ids[0], (int, np.integer)) and not (delayed and np.ndim(ids[0]) == 1):
+            dims = np.ndim(ids[0]) if len(ids) else 0
+            if dims and not (delayed and dims == 1):
                 return [row if hasattr(row, "dtype") else _array(row) for row in ids]
             ids = _array(ids)
         if delayed and ids.ndim == 2 and len(ids) % self.vocabulary.num_quantizers == 0:
@@ -371,14 +374,14 @@ class EncodecProcessor(ProcessorMixin):
 def _load_codec(folder, named: str | None, options: dict):
     """The codec that a processor lies beside, or that it names; None if there is neither."""
     hub = {name: options[name] for name in HUB_OPTIONS if name in options}
-    config = cached_file(str(folder), CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub)
+    config = find_file(folder, CONFIG_NAME, **hub)
     is_beside = False
     if config is not None:
         with open(config, encoding="utf-8") as file:
             is_beside = json.load(file).get("model_type") == "encodec"
     if not is_beside and named is None:
         return None
-    placing = {name: options[name] for name in AUDIO_TOKENIZER_KWARGS if name in options}
+    placing = {name: options[name] for name in CODEC_OPTIONS if name in options}
     source, settings = (folder, hub | placing) if is_beside else (named, placing)
     package, _, _ = __name__.rpartition(".processors.")
     if package:  # by name: this file also travels to the Hub, where there is no such module
@@ -407,7 +410,7 @@ def _code_rows(codes, lengths) -> list[np.ndarray]:
         raise ValueError("there are no codes, allowed: those of at least one clip")
     if lengths is None:
         return codes
-    lengths = [int(length) for length in lengths]
+    lengths = [whole_number("a row's length", length) for length in as_python(lengths)]
     if len(lengths) != len(codes) or not all(0 <= n <= row.shape[-1] for n, row in zip(lengths, codes)):
         raise ValueError(f"lengths are {lengths}, allowed: {len(codes)} of 0 to the frames of a row")
     return [row[..., :length] for row, length in zip(codes, lengths)]
@@ -415,7 +418,7 @@ def _code_rows(codes, lengths) -> list[np.ndarray]:
 
 def _array(codes) -> np.ndarray:
     """Codes of a clip as a whole array; those of no frame as whole numbers."""
-    codes = codes.cpu().numpy() if hasattr(codes, "cpu") else np.asarray(codes)
+    codes = plain_array("codes", codes)
     if codes.dtype == object:  # an array of arrays, as `datasets` gives lists of lists
         codes = np.stack([np.asarray(row) for row in codes])
     return codes if codes.size else codes.astype(np.int64)
@@ -425,7 +428,10 @@ def _chunk_scales(scales, chunks: int) -> list[torch.Tensor]:
     """Scales (1, 1) of a clip's chunks."""
     if scales is None:
         raise ValueError("audio_scales are missing, allowed: those of return_audio_info, or a number for all chunks")
-    scales = np.full(chunks, scales) if np.ndim(scales) == 0 else np.asarray(scales, dtype=np.float32)
+    if np.ndim(scales) == 0:
+        scales = np.full(chunks, real_number("audio_scales", scales))
+    else:
+        scales = plain_array("audio_scales", scales).astype(np.float32)
     scales = scales[: len(scales) if scales[chunks:].any() else chunks]  # a batch has 0 past a row's end
     if scales.shape != (chunks,):
         raise ValueError(f"audio_scales are {scales.shape[0]}, allowed: {chunks}, one a chunk")

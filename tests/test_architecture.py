@@ -10,6 +10,9 @@ import modeling_encodec
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {
+    "inputs_encodec": -1,
+    "processors.inputs_encodec": -1,
+    "processors.upstream_encodec": -1,
     "atomic": 0,
     "plots": 1,
     "run_folder": 1,
@@ -21,6 +24,7 @@ LAYERS = {
     "bitstream.ecdc": 1,
     "bitstream.arithmetic_coder": 2,
     "bitstream.container": 2,
+    "evaluation.mel_filters": -1,
     "evaluation.mel": 0,
     "evaluation.metrics": 1,
     "evaluation.intervals": 0,
@@ -176,7 +180,8 @@ def test_files_for_the_hub_import_only_siblings():
             assert sibling.parent == relative.parent, f"{relative} imports {target}"
             travelling += [sibling] if sibling not in travelling else []
     assert Path("processors/code_layouts.py") in travelling
-    assert len({relative.name for relative in travelling}) == len(travelling)
+    texts = {(relative.name, SOURCES[relative].read_text()) for relative in travelling}
+    assert len({name for name, _ in texts}) == len(texts)  # files of one name are the same
 
 
 def test_public_names_are_sorted_real_and_lazy():

@@ -216,7 +216,8 @@ def test_rows_that_others_decoded(folder, small_models):
     bad = {
         "looks transposed": {"array": samples, "sampling_rate": 24000},
         "sampling_rate is None": {"array": samples.T},
-        "allowed: floats": {"array": np.zeros(50, np.int16), "sampling_rate": 24000},
+        "allowed: floating point": {"array": np.zeros(50, object), "sampling_rate": 24000},
+        "allowed: (samples,) or": {"array": np.zeros((1, 1, 50)), "sampling_rate": 24000},
         "NaN": {"array": np.full(50, np.nan), "sampling_rate": 24000},
         "no stream found": Decoder(None, 0),
         "audio is a NoneType": None,

@@ -393,8 +393,9 @@ def test_gradient_checkpointing_changes_nothing_but_memory():
     [
         (torch.zeros(1, 4, 3), "codes are torch.float32"),
         (torch.zeros(1, 4, 3, dtype=torch.bool), "codes are torch.bool"),
-        ([[[1, 2]]], "codes are list"),
-        (np.zeros((1, 4, 3), dtype=np.int64), "codes are ndarray"),
+        ([[[1.0, 2.0]]], "codes are torch.float64"),
+        (np.zeros((1, 4, 3)), "codes are torch.float64"),
+        ("codes", "codes are a str"),
         (torch.zeros(4, 3, dtype=torch.long), r"codes have shape \(4, 3\)"),
         (torch.zeros(1, 5, 3, dtype=torch.long), r"codes have shape \(1, 5, 3\).*at most 4 codebooks"),
         (torch.zeros(0, 4, 3, dtype=torch.long), r"codes have shape \(0, 4, 3\)"),

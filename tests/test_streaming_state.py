@@ -220,7 +220,7 @@ def mistakes(model: EncodecModel, direction: str) -> list[tuple]:
         bad = torch.zeros(1, channels, 400)
         bad[..., 7] = torch.nan
         wrong = [bad, bad / 0, torch.zeros(2, channels, 9), torch.zeros(1, 3, 9), torch.zeros(1, 1, 1, 9)]
-        return [(samples,) for samples in [*wrong, torch.zeros(1, channels, 9, dtype=torch.int16), "abc", None]]
+        return [(samples,) for samples in [*wrong, torch.zeros(1, channels, 9, dtype=torch.bool), "abc", None]]
     codes = torch.zeros(1, count, 150, dtype=torch.int64)
     scales = (torch.ones(1, 1),) if chunks else ()
     wrong = [codes + model.config.codebook_size, codes - 2, codes.float(), codes[0], codes.repeat(2, 1, 1)]

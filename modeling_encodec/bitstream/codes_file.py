@@ -28,6 +28,7 @@ from modeling_encodec.bitstream.ecdc import EcdcError
 from modeling_encodec.bitstream.fingerprints import codebook_fingerprint, lm_fingerprint, model_fingerprint
 from modeling_encodec.bitstream.segment_coders import LMCoder, RawCoder
 from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.inputs_encodec import plain_array, real_number, whole_number
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
 
@@ -92,7 +93,7 @@ class EcdcWriter:
             ValueError: for a language model of another codec, or without integer form.
             EcdcError: for names or numbers that the header has no room for. It is a `ValueError`.
         """
-        config = model.config
+        config, num_codebooks = model.config, whole_number("codebooks", num_codebooks, 1, 255, error=EcdcError)
         self.file, self.config, self.file_id, self.segments = file, config, file_id, None
         self.coders = (RawCoder(config.codebook_nbits), None if lm is None else LMCoder(lm))
         if lm is not None:
@@ -124,7 +125,7 @@ class EcdcWriter:
             ValueError: for codes of another number of codebooks, or outside them.
         """
         chunks = self.config.chunk_length is not None
-        codes = np.asarray(codes)
+        codes = plain_array("codes", codes)
         if codes.dtype.kind not in "iu" or codes.ndim != 2 or codes.shape[0] != self.header.codebooks:
             raise ValueError(
                 f"codes have shape {codes.shape} of {codes.dtype}, allowed: ({self.header.codebooks}, frames), whole"
@@ -134,7 +135,7 @@ class EcdcWriter:
             raise ValueError(f"codes range from {codes.min()} to {codes.max()}, allowed: 0 to {size - 1}")
         self.pending.append(codes.astype("<i8"))
         if scale is not None:
-            self.scales = [*(self.scales if chunks else []), float(scale)]
+            self.scales = [*(self.scales if chunks else []), float(real_number("scale", scale))]
         while True:
             if chunks:
                 full = len(self.pending) * self.config.chunk_stride >= self.header.samples_per_segment
@@ -152,6 +153,7 @@ class EcdcWriter:
         Raises:
             EcdcError: for a length that the codes written do not have.
         """
+        audio_length = whole_number("audio_length", audio_length, 0, error=EcdcError)
         frames = sum(piece.shape[1] for piece in self.pending)
         if frames:
             self._write_segment(frames)
@@ -247,6 +249,7 @@ class EcdcReader:
         Raises:
             EcdcError: at once if model or language model are not the file's.
         """
+        together, first = whole_number("together", together, 1), whole_number("first", first, 0)
         check_models(self.header, model, lm, other_decoder=other_decoder)
         coders = (RawCoder(self.header.bits_per_code), None if lm is None else LMCoder(lm))
         return self._decoded(read_segments(self.file, self.header, first=first), coders, together)
@@ -297,8 +300,10 @@ def segment_size(config: EncodecConfig, seconds: float) -> tuple[int, int]:
     Raises:
         ValueError: unless `seconds` is finite and above 0.
     """
+    allowed = "a finite number above 0"
+    seconds = real_number("segment_seconds", seconds, allowed)
     if not 0 < seconds < math.inf:
-        raise ValueError(f"segment_seconds is {seconds}, allowed: a finite number above 0")
+        raise ValueError(f"segment_seconds is {seconds}, allowed: {allowed}")
     samples = seconds * config.sampling_rate
     if config.chunk_length is None:
         frames = int(min(max(1, round(samples / config.hop_length)), MOST_FRAMES))

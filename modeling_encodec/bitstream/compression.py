@@ -10,6 +10,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 import torch
 
+from modeling_encodec.batching_encodec import as_audio
 from modeling_encodec.bitstream.codes_file import SEGMENT_SECONDS, EcdcReader, EcdcWriter, check_lm
 from modeling_encodec.bitstream.concealment import JoinedCodes, check_way, join_segments, silence
 from modeling_encodec.bitstream.container import VERSION, Damage, Header, read_header
@@ -19,6 +20,7 @@ from modeling_encodec.bitstream.original_file import read_original, write_origin
 from modeling_encodec.bitstream.original_lm import check_original_lm
 from modeling_encodec.bitstream.segment_coders import MOST_ROWS
 from modeling_encodec.checkpoints import checkpoint_for, lm_checkpoint_for
+from modeling_encodec.inputs_encodec import whole_number
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
 from modeling_encodec.streaming import decode_blocks, encode_blocks
@@ -38,7 +40,7 @@ def compress(
 
     Args:
         model: the codec.
-        audio: (channels, T) at the model's rate, in [-1, 1].
+        audio: (channels, T) at the model's rate, in [-1, 1]; integer PCM is scaled to that.
         bandwidth: kbps, one of the model's; its smallest by default.
         lm: language model, with its integer form, that codes what gets shorter by it (paper 3.3).
         **options (keyword arguments): as of `compress_to_file`: `num_quantizers`, `model_name`, `lm_name`,
@@ -88,7 +90,7 @@ def compress_to_file(
 
     Args:
         model: the codec.
-        audio: (channels, T) at the model's rate, in [-1, 1].
+        audio: (channels, T) at the model's rate, in [-1, 1]; integer PCM is scaled to that.
         file: binary, open for writing; it need not be seekable.
         bandwidth: kbps, one of the model's; its smallest by default.
         lm: language model, with its integer form, that codes what gets shorter by it (paper 3.3).
@@ -114,11 +116,10 @@ def compress_to_file(
     if not isinstance(audio, (torch.Tensor, np.ndarray)) or audio.ndim != 2:
         given = f"has shape {tuple(audio.shape)}" if hasattr(audio, "shape") else f"is a {type(audio).__name__}"
         raise ValueError(f"audio {given}, allowed: a tensor or an array (channels, samples)")
-    if version not in (0, 1):
-        raise ValueError(f"version is {version}, allowed: 0 or 1")
+    version = whole_number("version", version, 0, 1, allowed="0 or 1")
     if lm is not None:  # before the work of encoding
         check_lm(lm, model) if version == 1 else check_original_lm(lm)
-    audio = torch.as_tensor(audio)
+    audio = as_audio("audio", audio)
     if version == 0:
         coded = model.encode(audio[None], bandwidth=bandwidth, num_quantizers=num_quantizers)
         write_original(file, model, coded, model_name or name_of(model), lm)
@@ -395,7 +396,7 @@ def read_any_header(file: BinaryIO) -> tuple[EcdcHeader | Header, BinaryIO]:
 
 def name_of(model: EncodecModel | EncodecLM) -> str:
     """What a model is called in a file: the last telling part of the folder or Hub id it was loaded from."""
-    parts = PurePath(model.config._name_or_path).parts
+    parts = PurePath(model.config.name_or_path).parts
     if parts[-1:] == ("model",):  # in the output folder of a training run
         parts = parts[:-1]
     return parts[-1] if parts else "unnamed"

@@ -34,6 +34,7 @@ from typing import BinaryIO, NamedTuple
 
 from modeling_encodec.bitstream.bit_packing import packed_size
 from modeling_encodec.bitstream.ecdc import MAGIC, READ_BYTES, SCALE, EcdcError, read_exactly
+from modeling_encodec.inputs_encodec import whole_number
 
 
 VERSION = 1
@@ -89,9 +90,8 @@ class Header:
     def __post_init__(self):
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
-            unknown = name == "audio_length" and value is None
-            if not unknown and not (type(value) is int and least <= value <= most):
-                raise EcdcError(f"{name} is {value!r}, allowed: whole numbers from {least} to {most}")
+            if name != "audio_length" or value is not None:
+                object.__setattr__(self, name, whole_number(name, value, least, most, error=EcdcError))
         _check_name("model", self.model_name, self.model_fingerprint)
         if self.lm_name is not None or self.lm_fingerprint is not None:
             _check_name("lm", self.lm_name, self.lm_fingerprint)
@@ -247,8 +247,7 @@ class SegmentWriter:
         Raises:
             EcdcError: for a length that they do not have.
         """
-        if type(audio_length) is not int or audio_length < 0:
-            raise EcdcError(f"audio_length is {audio_length!r}, allowed: whole numbers from 0")
+        audio_length = whole_number("audio_length", audio_length, 0, error=EcdcError)
         end = End(self.segments, audio_length, self.digest)
         if problem := _end_problem(self.header, end, self.segments, self.digest):
             raise EcdcError(problem)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.nn.functional import embedding, gelu, layer_norm, linear, multi_head_attention_forward
 
+from modeling_encodec.batching_encodec import as_tensor
 from modeling_encodec.bitstream.arithmetic_coder import ArithmeticDecoder, ArithmeticEncoder, cumulative_shares
 from modeling_encodec.bitstream.ecdc import EcdcError
 from modeling_encodec.modeling_lm_encodec import NO_CODE, EncodecLM, EncodecLMLayer
@@ -33,7 +34,7 @@ def encode_segment(lm: EncodecLM, codes: torch.Tensor | np.ndarray, *, threads: 
     Raises:
         ValueError: for codes that are none of this model's, or a model that version 0 has no place for.
     """
-    codes = torch.as_tensor(codes)
+    codes = as_tensor("codes", codes)
     if codes.dim() != 2 or 0 in codes.shape or codes.is_floating_point() or codes.dtype == torch.bool:
         raise ValueError(
             f"codes are {codes.dtype} of shape {tuple(codes.shape)}, allowed: whole numbers (codebooks, frames), no 0"

@@ -1,6 +1,9 @@
 """What the commands share: options, loading a model, lines on stderr."""
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -45,3 +48,19 @@ def one_line(error: BaseException) -> str:
 def say(line: str) -> None:
     """A line for whoever runs the command; results alone go to stdout."""
     typer.echo(line, err=True)
+
+
+@contextmanager
+def shown_warnings() -> Iterator[None]:
+    """What the project warns of is a line on stderr meanwhile, each once; other warnings as Python shows them."""
+    show = warnings.showwarning
+
+    def show_ours(message, category, filename, *rest, **named):
+        if category is UserWarning and os.path.basename(filename) == "inputs_encodec.py":
+            say(f"modeling-encodec: warning: {message}")
+        else:
+            show(message, category, filename, *rest, **named)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show_ours
+        yield

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modeling_encodec.inputs_encodec import as_python, real_number, whole_number
 from modeling_encodec.processors.audio import AUDIO_SUFFIXES, read_audio
 from modeling_encodec.training.clips import Location, UnusableClip, encoded_seconds
 from modeling_encodec.training.corpora import DatasetRow, audio_column, load_dataset, manifest_rows
@@ -126,6 +127,9 @@ def select_clips(
     Raises:
         ValueError: if none is left, or for a length that is none.
     """
+    seed = whole_number("seed", seed)
+    most = None if most is None else whole_number("most", most, 0)
+    least_seconds, most_seconds = real_number("least_seconds", least_seconds), as_python(most_seconds)
     if not 0 <= least_seconds < math.inf:
         raise ValueError(f"least_seconds is {least_seconds:g}, allowed: 0 or more")
     if most_seconds is not None and not 0 < most_seconds < math.inf:

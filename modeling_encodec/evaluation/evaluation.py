@@ -155,7 +155,7 @@ def weights_sha256(model: EncodecModel | EncodecLM) -> str | None:
     """Of the file that a model was loaded from; None where that is not one file at hand."""
     from transformers.utils import cached_file
 
-    source = model.config._name_or_path
+    source = model.config.name_or_path
     try:
         path = source and cached_file(source, "model.safetensors", local_files_only=True)
     except OSError:

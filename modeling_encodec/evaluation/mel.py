@@ -1,11 +1,10 @@
 """Mel spectrograms that gradients pass through, for losses and for the distance that evaluation reports."""
 
-import warnings
-
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.audio_utils import mel_filter_bank
+
+from modeling_encodec.evaluation.mel_filters import mel_filters
 
 
 class MelSpectrogram(nn.Module):
@@ -34,11 +33,7 @@ class MelSpectrogram(nn.Module):
         self.window, self.hop = window, window // 4
         hann = torch.hann_window(window)
         self.register_buffer("analysis", hann / hann.norm(), persistent=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the empty bands
-            filters = mel_filter_bank(
-                window // 2 + 1, bands, lowest, sampling_rate / 2, sampling_rate
-            )  # (bins, bands)
+        filters = mel_filters(window, bands, sampling_rate, lowest)
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
 
     def forward(self, audio: torch.Tensor) -> torch.Tensor:

@@ -2,11 +2,14 @@
 `perceptual.py`."""
 
 import functools
+import math
 
 import torch
 from torch.nn import functional as F
 
+from modeling_encodec.batching_encodec import as_audio
 from modeling_encodec.evaluation.mel import MelSpectrogram
+from modeling_encodec.inputs_encodec import check_rate, real_number
 
 
 def si_snr(reference: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
@@ -26,7 +29,7 @@ def si_snr(reference: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
         >>> si_snr(reference, 3 * (reference + noise))  # in any gain
         tensor(20.0000, dtype=torch.float64)
     """
-    _check_shapes(reference, estimate)
+    reference, estimate = _signals(reference, estimate)
     return _si_snr(reference.double(), estimate.double())
 
 
@@ -43,7 +46,13 @@ def windowed_si_snr(
     Raises:
         ValueError: for shapes that differ.
     """
-    _check_shapes(reference, estimate)
+    reference, estimate = _signals(reference, estimate)
+    seconds, sampling_rate = (
+        real_number("seconds", seconds),
+        check_rate("sampling_rate", sampling_rate),
+    )
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"seconds is {seconds}, allowed: a finite number above 0")
     window = max(2, int(seconds * sampling_rate))
     stride, length = window // 2, reference.shape[-1]
     padding = (-(-length // stride) - 1) * stride + window - length
@@ -67,7 +76,8 @@ def mel_distance(reference: torch.Tensor, estimate: torch.Tensor, sampling_rate:
         >>> 1.5 < mel_distance(audio, 0.1 * audio, 24000).item() < 2  # 2, but for bands without a bin
         True
     """
-    _check_shapes(reference, estimate)
+    reference, estimate = _signals(reference, estimate)
+    sampling_rate = check_rate("sampling_rate", sampling_rate)
     distances = []
     for exponent in range(5, 12):
         mel = _mel_spectrogram(sampling_rate, 2**exponent, reference.device)
@@ -76,9 +86,12 @@ def mel_distance(reference: torch.Tensor, estimate: torch.Tensor, sampling_rate:
     return torch.stack(distances).mean(0)
 
 
-def _check_shapes(reference: torch.Tensor, estimate: torch.Tensor) -> None:
+def _signals(reference, estimate) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both as tensors of audio of one shape."""
+    reference, estimate = as_audio("reference", reference), as_audio("estimate", estimate)
     if reference.shape != estimate.shape:
         raise ValueError(f"shapes are {tuple(reference.shape)} and {tuple(estimate.shape)}, allowed: equal ones")
+    return reference, estimate
 
 
 def _si_snr(reference: torch.Tensor, estimate: torch.Tensor, epsilon: float = 0.0) -> torch.Tensor:

@@ -25,6 +25,7 @@ from modeling_encodec.atomic import atomic_folder
 from modeling_encodec.evaluation.loudness import equalise
 from modeling_encodec.evaluation.mushra_key import ANNOTATIONS, FORMAT, LISTENER, LOW_ANCHOR, MID_ANCHOR, REFERENCE
 from modeling_encodec.evaluation.mushra_stimuli import TRANSITION, find_excerpt, low_pass
+from modeling_encodec.inputs_encodec import check_rate, real_number, whole_number
 from modeling_encodec.processors.audio import write_audio
 
 
@@ -91,7 +92,18 @@ def prepare_mushra(
             than finite audio of the shape it was given.
         FileExistsError: if `folder` exists, and with `force` if it holds more than a listening test.
     """
-    _check(systems, sampling_rate, samples, seconds, seed, per_listener, annotations)
+    sampling_rate, seconds = check_rate("sampling_rate", sampling_rate), real_number("seconds", seconds)
+    channels = whole_number("channels", channels, 1, 2)
+    samples, seed, per_listener, annotations = (
+        whole_number(name, value, least, allowed=f"{least} or more")
+        for name, value, least in (
+            ("samples", samples, 1),
+            ("seed", seed, 0),
+            ("per_listener", per_listener, 1),
+            ("annotations", annotations, 1),
+        )
+    )
+    _check(systems, sampling_rate, seconds)
     _check_place(Path(folder), force)
     with atomic_folder(folder) as place:
         chosen = _choose(clips, round(seconds * sampling_rate), sampling_rate, channels, samples, seed, allow_fewer)
@@ -112,15 +124,7 @@ def anchors_at(sampling_rate: int) -> dict[str, float]:
     return {name: cutoff for name, cutoff in ANCHORS.items() if sampling_rate >= 2 * (cutoff + TRANSITION)}
 
 
-def _check(systems, sampling_rate, samples, seconds, seed, per_listener, annotations) -> None:
-    for name, value, least in (
-        ("samples", samples, 1),
-        ("seed", seed, 0),
-        ("per_listener", per_listener, 1),
-        ("annotations", annotations, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name} is {value}, allowed: {least} or more")
+def _check(systems, sampling_rate: int, seconds: float) -> None:
     if not 0.1 <= seconds <= LONGEST_SECONDS:
         raise ValueError(f"seconds is {seconds:g}, allowed: 0.1 to {LONGEST_SECONDS:g}")
     anchors = anchors_at(sampling_rate)

@@ -12,6 +12,7 @@ import warnings
 
 import numpy as np
 
+from modeling_encodec.inputs_encodec import audio_array, check_rate
 from modeling_encodec.processors.audio import match_channels, resample
 
 
@@ -107,6 +108,8 @@ def _signals(
     reason = missing_package(metric)
     if reason is not None:
         raise ImportError(reason)
+    reference, estimate = audio_array("reference", reference), audio_array("estimate", estimate)
+    rate, target_rate = check_rate("sampling_rate", rate), check_rate("target_rate", target_rate)
     if reference.shape != estimate.shape:
         raise ValueError(f"shapes are {reference.shape} and {estimate.shape}, allowed: equal ones")
     if reference.shape[1] < LEAST_SECONDS * rate or not match_channels(reference, 1).any():

@@ -24,6 +24,7 @@ import numpy as np
 import soundfile
 
 from modeling_encodec.atomic import atomic_path
+from modeling_encodec.inputs_encodec import array_is_finite
 from modeling_encodec.processors.audio import match_channels, resample
 
 
@@ -242,7 +243,7 @@ def _read(clip: Clip, first: int, last: int) -> np.ndarray:
         audio = file.read(last - first, dtype="float32", always_2d=True)
     if len(audio) < last - first:
         raise ValueError("shorter than when it was indexed")
-    if not np.isfinite(audio).all():
+    if not array_is_finite(audio):
         raise ValueError("holds samples that are NaN or infinite")
     return audio.T
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, get_args, get_type_hints
 
+from modeling_encodec.inputs_encodec import as_python
+
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -202,9 +204,10 @@ def _build(kind: type, values: dict, noun: str):
 
 
 def _check_types(config) -> None:
-    """Every field has its annotated type; whole numbers pass for floats."""
+    """Every field has its annotated type; whole numbers pass for floats, and any library's numbers become Python's."""
     hints = get_type_hints(type(config))
     for item in dataclasses.fields(config):
+        setattr(config, item.name, as_python(getattr(config, item.name)))
         value, kinds = getattr(config, item.name), get_args(hints[item.name])
         literal = isinstance(kinds[0], str) if kinds else False
         if literal:
@@ -223,7 +226,7 @@ def _check_types(config) -> None:
 
 def _fits(value, kind: type) -> bool:
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 
+from modeling_encodec.inputs_encodec import audio_array
 from modeling_encodec.processors.corpus.rows import (
     LEAST_ROWS,
     MOST_ROWS,
@@ -228,7 +229,7 @@ def _location(name: str, value: pyarrow.Scalar) -> Location | dict:
     return RemoteFile(location) if isinstance(location, str) and "://" in location else location
 
 
-def _array(name: str, value: pyarrow.Scalar, rate: int | None) -> Location | dict:
+def _array(name: str, value: pyarrow.Scalar, rate) -> Location | dict:
     """Decoded audio: a list of samples, or one for each channel."""
     try:
         rows = value.values if value.is_valid else None
@@ -236,13 +237,11 @@ def _array(name: str, value: pyarrow.Scalar, rate: int | None) -> Location | dic
         array = np.stack([_samples(row.values) for row in rows]) if nested else _samples(rows)
     except (AttributeError, ValueError, TypeError, pyarrow.ArrowException):
         return partial(refuse, name, "array is none of numbers, allowed: (samples) or (channels, samples)")
-    if not isinstance(rate, int):
-        return partial(refuse, name, f"sampling_rate is {rate}, allowed: a whole number")
     return {"array": array, "sampling_rate": rate}
 
 
 def _samples(values: pyarrow.Array) -> np.ndarray:
-    return values.to_numpy(zero_copy_only=False).astype(np.float32)
+    return audio_array("array", values.to_numpy(zero_copy_only=False))
 
 
 def _features(schema: pyarrow.Schema, kind: str) -> dict[str, dict]:
