@@ -325,8 +325,8 @@ class EncodecResnetBlock(Layer):
         hidden = narrow(before(buffer.squeeze(2)), step=step, extended=True)
         rest = None if end else narrow.rest(buffer, hidden.unsqueeze(2), state is None)
         skip = buffer[..., narrow.left : narrow.left + hidden.shape[2]].squeeze(2)
-        if not isinstance(self.shortcut, nn.Identity):
-            skip = self.shortcut(skip, step=step, extended=True)
+        own = isinstance(self.shortcut, EncodecConv1d)
+        skip = self.shortcut(skip, step=step, extended=True) if own else self.shortcut(skip)
         y = widen(between(hidden), step=step, extended=True)
         if is_watched(widen) or is_watched(widen.conv):  # who looks at the convolution's output must not see the sum
             return (y + skip).unsqueeze(2), rest
