@@ -2,10 +2,14 @@
 
 import copy
 import importlib.util
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from client_models import generate, make_musicgen
 from conftest import make_model, noise
 from torch import nn
 from transformers import EncodecModel as StockModel
@@ -221,6 +225,45 @@ def test_a_folder_with_the_encoder_on_disk(model, audio, tmp_path):
     places = {"encoder": "disk", "decoder": "cpu", "quantizer": "cpu"}
     again = EncodecModel.from_pretrained(tmp_path / "model", device_map=places, offload_folder=tmp_path / "off").eval()
     assert all(map(torch.equal, there_and_back(again, audio), expected))
+
+
+def test_musicgen_with_an_offloaded_codec():
+    from accelerate import cpu_offload
+
+    config = EncodecConfig.preset_32khz(**TINY, num_lstm_layers=1, target_bandwidths=[1.2])
+    whole = make_musicgen("musicgen", make_model(config))
+    prompt = {"input_values": noise(2, 1, 6400), "padding_mask": torch.ones(2, 6400)}
+    expected = generate(whole, **prompt)
+    cpu_offload(whole.audio_encoder, execution_device=torch.device("cpu"))
+    assert torch.equal(generate(whole, **prompt), expected)
+
+
+FULLY_SHARDED = """
+import sys, torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+sys.path.insert(0, sys.argv[1])
+from conftest import make_model, noise
+from test_layers_are_modules import CONFIGS, there_and_back
+
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=0, world_size=1)
+mesh = init_device_mesh("cpu", (1,))
+for whole in (True, False):
+    model, audio = make_model(CONFIGS["24khz"]), noise(1, 1, 9000)
+    expected = there_and_back(model, audio)
+    for net in (model.encoder, model.decoder):
+        for part in [net] if whole else [layer for layer in net.layers if list(layer.parameters())]:
+            fully_shard(part, mesh=mesh)
+    assert all(map(torch.equal, there_and_back(model, audio), expected))
+    model.decoder(model.encoder(audio)).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+"""
+
+
+def test_fully_sharded_parts_compute_and_learn(tmp_path):
+    command = [sys.executable, "-c", FULLY_SHARDED, str(Path(__file__).parent), str(tmp_path / "meeting")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_dynamic_quantization_takes_the_lstm(model, audio):
