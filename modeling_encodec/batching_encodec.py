@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-encodec authors. Licensed under the Apache License, Version 2.0.
 """Rows of a batch: their lengths checked on the way in, grouped for computing, their chunks stacked on the way out."""
 
+import numpy as np
 import torch
 
 
@@ -18,7 +19,10 @@ def group_by_length(lengths: list[int], most: int) -> list[list[int]]:
 def as_tensor(name: str, value) -> torch.Tensor:
     """`value`, a tensor or what makes one; anything else is a ValueError under its `name`."""
     try:
-        return value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
+        if isinstance(value, torch.Tensor):
+            return value
+        # By way of NumPy: PyTorch would round Python's floats to the process's default dtype.
+        return torch.as_tensor(value if hasattr(value, "dtype") else np.asarray(value), device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{name} are a {type(value).__name__}, allowed: a tensor or an array") from None
 

@@ -149,8 +149,8 @@ class EncodecModel(EncodecPreTrainedModel):
             audio_codes=stack_chunks(codes, shape),
             audio_scales=stack_scales(scales, shape) if self.config.normalize else [None] * max(shape),
             last_frame_pad_length=frames[longest][0] - frames[longest][-1],
-            codes_lengths=torch.tensor([sum(row) for row in frames], device=audio.device),
-            audio_lengths=torch.tensor(lengths, device=audio.device),
+            codes_lengths=torch.tensor([sum(row) for row in frames], dtype=torch.int64, device=audio.device),
+            audio_lengths=torch.tensor(lengths, dtype=torch.int64, device=audio.device),
             latents=stack_chunks(latents, shape) if return_latents else None,
         )
         if not self._wants_dict(return_dict):
@@ -268,7 +268,8 @@ class EncodecModel(EncodecPreTrainedModel):
             audio_values = torch.cat([nn.functional.pad(row, (0, width - row.shape[2])) for row in rows])
         if not self._wants_dict(return_dict):
             return (audio_values,)
-        return EncodecDecoderOutput(audio_values, torch.tensor(lengths, device=audio_values.device))
+        lengths = torch.tensor(lengths, dtype=torch.int64, device=audio_values.device)
+        return EncodecDecoderOutput(audio_values, lengths)
 
     def decode_pieces(self, pieces: list[torch.Tensor], scales: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
         """Audio (1, channels, T) of `pieces` (1, K, F) of right codes, whole signals or chunks, and their `scales`."""
@@ -486,13 +487,13 @@ class EncodecModel(EncodecPreTrainedModel):
 
 def overlap_triangle(length: int, device: torch.device) -> torch.Tensor:
     """What a chunk of `length` samples is faded by: nearly 0 at its ends, 0.5 in the middle, float32."""
-    time = torch.linspace(0, 1, length + 2, device=device)[1:-1]
+    time = torch.linspace(0, 1, length + 2, dtype=torch.float32, device=device)[1:-1]
     return 0.5 - (time - 0.5).abs()
 
 
 def _run_ragged(net: nn.Module, pieces: list[torch.Tensor], prepare, finish, dtype) -> list[torch.Tensor]:
     """`net` on several pieces of different lengths in one batch."""
-    lengths = torch.tensor([piece.shape[2] for piece in pieces], device=pieces[0].device)
+    lengths = torch.tensor([piece.shape[2] for piece in pieces], dtype=torch.int64, device=pieces[0].device)
     longest = int(lengths.max())
     batch = torch.cat([nn.functional.pad(piece, (0, longest - piece.shape[2])) for piece in pieces])
     equal = bool((lengths == longest).all())

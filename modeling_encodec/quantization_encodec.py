@@ -64,10 +64,10 @@ class EncodecEuclideanCodebook(nn.Module):
     def __init__(self, config: EncodecConfig):
         super().__init__()
         size, dim = config.codebook_size, config.codebook_dim
-        self.inited = nn.Buffer(torch.ones(1))
-        self.cluster_size = nn.Buffer(torch.zeros(size))
-        self.embed = nn.Buffer(torch.empty(size, dim))
-        self.embed_avg = nn.Buffer(torch.empty(size, dim))
+        self.inited = nn.Buffer(torch.ones(1, dtype=torch.float32))
+        self.cluster_size = nn.Buffer(torch.zeros(size, dtype=torch.float32))
+        self.embed = nn.Buffer(torch.empty(size, dim, dtype=torch.float32))
+        self.embed_avg = nn.Buffer(torch.empty(size, dim, dtype=torch.float32))
         self._kept = None
         self.reset_parameters()
 
@@ -297,7 +297,9 @@ def kmeans(
 
     Starts from vectors drawn without replacement, as far as there are enough.
     """
-    order = torch.cat([torch.randperm(len(vectors), generator=generator) for _ in range(-(-size // len(vectors)))])
+    count = len(vectors)
+    rounds = [torch.randperm(count, generator=generator, device="cpu") for _ in range(-(-size // count))]
+    order = torch.cat(rounds)
     centroids = vectors[order[:size].to(vectors.device)].clone()
     for _ in range(iterations):
         codes = _nearest(vectors, *_search_form(centroids))
@@ -332,7 +334,7 @@ def _draw(residuals: torch.Tensor, size: int, generator: torch.Generator | None)
     """
     stages, frames, dim = residuals.shape
     count = max(1, size // 8)
-    offset = torch.rand(stages, count, generator=generator).to(residuals.device)
+    offset = torch.rand(stages, count, generator=generator, dtype=torch.float32, device="cpu").to(residuals.device)
     _broadcast(offset)
     world, rank = (distributed.get_world_size(), distributed.get_rank()) if _is_distributed() else (1, 0)
     offset = offset.clamp(max=0.999)  # so that the last place does not round up to nobody's

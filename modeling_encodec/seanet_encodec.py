@@ -68,7 +68,7 @@ class _Seanet(nn.Module):
         and `lengths` to tell what is signal, for which no layer branches on a length."""
         length = x.shape[2]
         frames = torch.sym_max((length + self.hop - 1) // self.hop, 2)
-        lengths = torch.full((x.shape[0],), length, device=x.device)
+        lengths = torch.full((x.shape[0],), length, dtype=torch.int64, device=x.device)
         y, _ = self.step(F.pad(x, (0, frames * self.hop - length)), lengths=lengths)
         return y[..., : self.output_lengths(length)]
 

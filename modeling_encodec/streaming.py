@@ -219,8 +219,7 @@ class StreamingEncoder(_Stream):
     def flush(self, rows: Iterable[int] | None = None) -> torch.Tensor:
         """End the signals of all rows, or of these `rows`: the codes (B, K, F) that are left; they then begin anew."""
         rows = self._check_rows(rows)
-        nothing = torch.zeros(len(rows), self.model.config.audio_channels, 0, device=self.model.device)
-        return self._encode(rows, nothing, end=True)
+        return self._encode(rows, self._no_samples(len(rows)), end=True)
 
     def finish(self, samples: torch.Tensor) -> torch.Tensor:
         """The last `samples` of all rows: `push` and `flush` in one, to the bit what `encode` does with the whole."""
@@ -229,11 +228,14 @@ class StreamingEncoder(_Stream):
     def _check_samples(self, samples: torch.Tensor) -> torch.Tensor:
         samples = as_tensor("samples", samples)
         if samples.shape[-1:] == (0,):
-            return torch.zeros(self.batch_size, self.model.config.audio_channels, 0, device=self.model.device)
+            return self._no_samples(self.batch_size)
         samples = self.model.check_audio(samples)
         if len(samples) != self.batch_size:
             raise ValueError(f"samples are of {len(samples)} rows, allowed: {self.batch_size}")
         return samples.float()
+
+    def _no_samples(self, rows: int) -> torch.Tensor:
+        return torch.zeros(rows, self.model.config.audio_channels, 0, dtype=torch.float32, device=self.model.device)
 
     def _encode(self, rows: list[int], samples: torch.Tensor, end: bool) -> torch.Tensor:
         given = self._advance(rows, [(samples[place : place + 1],) for place in range(len(rows))], end)
@@ -284,7 +286,7 @@ class StreamingDecoder(_Stream):
             ValueError: as of `StreamingEncoder`; so are FileNotFoundError and ImportError.
         """
         super().__init__(model, batch_size, mode, "decoder", cuda_graphs)
-        self.lengths = torch.zeros(batch_size, dtype=torch.int64)
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device="cpu")
         if model.config.chunk_length is None:
             finish = functools.partial(torch.Tensor.to, dtype=model.dtype)
             hop = _onnx_hop(onnx_step, "decoder", model)
@@ -359,8 +361,9 @@ class StreamingDecoder(_Stream):
 
     def _decode(self, rows: list[int], pieces: list[tuple], end: bool) -> torch.Tensor:
         audio = [given for (given,) in self._advance(rows, pieces, end)]
-        self.lengths = torch.zeros(self.batch_size, dtype=torch.int64)
-        self.lengths[rows] = torch.tensor([part.shape[-1] for part in audio])
+        self.lengths = torch.zeros(self.batch_size, dtype=torch.int64, device="cpu")
+        for row, part in zip(rows, audio):
+            self.lengths[row] = part.shape[-1]
         return self._gather(rows, audio, 0)
 
 
@@ -386,7 +389,7 @@ def encode_blocks(
     cut. Blocks are arrays or tensors, and none is empty.
     """
     if model.config.needs_whole_signal:
-        whole = torch.cat([torch.as_tensor(block) for block in blocks], dim=1)
+        whole = torch.cat([as_tensor("a block", block) for block in blocks], dim=1)
         coded = model.encode(whole[None], num_quantizers=num_quantizers)
         yield coded.audio_codes[0, 0], coded.audio_scales[0].item() if model.config.normalize else None
         return
@@ -411,7 +414,7 @@ def signal_pieces(encoder: StreamingEncoder, codes: torch.Tensor) -> Iterator[tu
 def decode_blocks(model: EncodecModel, pieces: Iterable[tuple[torch.Tensor, float | None]]) -> Iterator[torch.Tensor]:
     """Audio (channels, T) of one signal's codes as `encode_blocks` gives them, to the bit that of `decode`, but for
     the cut to its length."""
-    pieces = ((torch.as_tensor(codes, dtype=torch.int64), scale) for codes, scale in pieces)
+    pieces = ((as_tensor("codes", codes).long(), scale) for codes, scale in pieces)
     if model.config.needs_whole_signal:
         codes, scales = zip(*pieces)
         with torch.no_grad():
@@ -420,7 +423,8 @@ def decode_blocks(model: EncodecModel, pieces: Iterable[tuple[torch.Tensor, floa
     decoder = StreamingDecoder(model)
     if model.config.chunk_length is not None:
         for codes, scale in pieces:
-            yield decoder.push(codes[None], torch.tensor([[1.0 if scale is None else scale]]))[0]
+            scale = torch.tensor([[1.0 if scale is None else scale]], dtype=torch.float32, device="cpu")
+            yield decoder.push(codes[None], scale)[0]
         yield decoder.flush()[0]
         return
     for codes, last in cut_blocks((codes for codes, _ in pieces), model.block_frames):
@@ -435,7 +439,7 @@ def cut_blocks(blocks: Iterable[torch.Tensor], length: int) -> Iterator[tuple[to
     """
     kept = None
     for block in blocks:
-        block = torch.as_tensor(block)
+        block = as_tensor("a block", block)
         kept = block if kept is None else torch.cat([kept, block], dim=-1)
         while kept.shape[-1] > length:
             yield kept[..., :length], False

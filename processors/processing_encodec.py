@@ -247,7 +247,7 @@ class EncodecProcessor(ProcessorMixin):
             ValueError: as `decode_codes`, for scales or lengths that do not fit, or if there is no codec.
         """
         codec, rows = self._codec(), self.decode_codes(ids, incomplete=incomplete)
-        rows = [torch.as_tensor(row).to(codec.device) for row in rows]
+        rows = [torch.as_tensor(row, device=codec.device) for row in rows]
         for name, value in (("audio_lengths", audio_lengths), ("audio_scales", audio_scales)):
             if not isinstance(value, (Real, NoneType)) and len(value) != len(rows):
                 raise ValueError(f"{name} are {len(value)}, allowed: {len(rows)}, one a row of ids")
@@ -277,7 +277,7 @@ class EncodecProcessor(ProcessorMixin):
         if sum(frames) != total:
             raise ValueError(f"there are {total} frames for {length} samples, allowed: {sum(frames)}")
         if not frames:
-            return torch.zeros(config.audio_channels, 0)
+            return torch.zeros(config.audio_channels, 0, dtype=torch.float32, device="cpu")
         chunks = codes.new_zeros(len(frames), 1, len(codes), max(frames))
         for chunk, piece in zip(chunks, codes.split(frames, dim=1)):
             chunk[0, :, : piece.shape[1]] = piece
@@ -287,7 +287,7 @@ class EncodecProcessor(ProcessorMixin):
             chunks,
             scales if config.normalize else None,
             last_frame_pad_length=frames[0] - frames[-1],
-            audio_lengths=None if length is None else torch.tensor([length]),
+            audio_lengths=None if length is None else torch.tensor([length], dtype=torch.int64, device="cpu"),
             return_dict=True,
         )
         return decoded.audio_values[0].float().cpu()
@@ -429,7 +429,7 @@ def _chunk_scales(scales, chunks: int) -> list[torch.Tensor]:
     scales = scales[: len(scales) if scales[chunks:].any() else chunks]  # a batch has 0 past a row's end
     if scales.shape != (chunks,):
         raise ValueError(f"audio_scales are {scales.shape[0]}, allowed: {chunks}, one a chunk")
-    return [torch.tensor([[scale]], dtype=torch.float32) for scale in scales.tolist()]
+    return [torch.tensor([[scale]], dtype=torch.float32, device="cpu") for scale in scales.tolist()]
 
 
 EncodecProcessor.register_for_auto_class()

@@ -10,6 +10,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 import torch
 
+from modeling_encodec.batching_encodec import as_tensor
 from modeling_encodec.bitstream.codes_file import SEGMENT_SECONDS, EcdcReader, EcdcWriter, check_lm
 from modeling_encodec.bitstream.concealment import JoinedCodes, check_way, join_segments, silence
 from modeling_encodec.bitstream.container import VERSION, Damage, Header, read_header
@@ -118,7 +119,7 @@ def compress_to_file(
         raise ValueError(f"version is {version}, allowed: 0 or 1")
     if lm is not None:  # before the work of encoding
         check_lm(lm, model) if version == 1 else check_original_lm(lm)
-    audio = torch.as_tensor(audio)
+    audio = as_tensor("audio", audio)
     if version == 0:
         coded = model.encode(audio[None], bandwidth=bandwidth, num_quantizers=num_quantizers)
         write_original(file, model, coded, model_name or name_of(model), lm)

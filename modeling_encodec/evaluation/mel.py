@@ -32,7 +32,7 @@ class MelSpectrogram(nn.Module):
     def __init__(self, sampling_rate: int, window: int, bands: int = 64, lowest: float = 0.0):
         super().__init__()
         self.window, self.hop = window, window // 4
-        hann = torch.hann_window(window)
+        hann = torch.hann_window(window, dtype=torch.float32, device="cpu")
         self.register_buffer("analysis", hann / hann.norm(), persistent=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the empty bands

@@ -29,15 +29,15 @@ class STFTDiscriminator(nn.Module):
         super().__init__()
         self.window, self.slope = window, slope
         # Divided by the window's norm: loudness does not depend on the scale.
-        hann = torch.hann_window(window)
+        hann = torch.hann_window(window, dtype=torch.float32)
         self.register_buffer("analysis", hann / hann.norm(), persistent=False)
-        layers = [nn.Conv2d(2, filters, (3, 9), padding=(1, 4))]
+        layers = [nn.Conv2d(2, filters, (3, 9), padding=(1, 4), dtype=torch.float32)]
         for dilation in (1, 2, 4):
             padding = (dilation, 4)
-            layers.append(nn.Conv2d(filters, filters, (3, 9), (1, 2), padding, dilation=(dilation, 1)))
-        layers.append(nn.Conv2d(filters, filters, 3, padding=1))
+            layers.append(nn.Conv2d(filters, filters, (3, 9), (1, 2), padding, (dilation, 1), dtype=torch.float32))
+        layers.append(nn.Conv2d(filters, filters, 3, padding=1, dtype=torch.float32))
         self.convs = nn.ModuleList([layers[0], *(weight_norm(layer) for layer in layers[1:])])
-        self.conv_post = weight_norm(nn.Conv2d(filters, 1, 3, padding=1))
+        self.conv_post = weight_norm(nn.Conv2d(filters, 1, 3, padding=1, dtype=torch.float32))
 
     def spectrogram(self, audio: torch.Tensor) -> torch.Tensor:
         """Complex STFT of (B, 1, T) as (B, 2, time, frequency) in channels-last memory, real part first."""
