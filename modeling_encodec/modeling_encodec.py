@@ -121,7 +121,7 @@ class EncodecModel(EncodecPreTrainedModel):
                 any floating dtype. `(T,)` is one mono clip; `(B, T)` mono clips, `(2, T)` one stereo clip.
             padding_mask (torch.Tensor of shape (B, T) or (B, channels, T), optional): 1 on each row's samples,
                 then 0 to its end. A row may have its zeros first instead: it is coded as silence, then audio.
-            bandwidth (float, optional): kbps, one of `config.target_bandwidths`; the smallest if nothing is said.
+            bandwidth (float, optional): kbps, one of `config.target_bandwidths`; the first if nothing is said.
             num_quantizers (int, optional): codebooks to use, instead of `bandwidth`.
             return_latents (bool): also return the encoder's output, with its gradient if gradients are on.
             return_dict (bool, optional): `False` for a tuple `(audio_codes, audio_scales, last_frame_pad_length)`.
@@ -169,7 +169,7 @@ class EncodecModel(EncodecPreTrainedModel):
         return self.quantizer.encode(latents, num_quantizers=num_quantizers).transpose(0, 1)
 
     def resolve_quantizers(self, bandwidth: float | None, num_quantizers: int | None) -> int:
-        """Codebooks that `bandwidth` (kbps) or `num_quantizers` asks for; neither: what the smallest bandwidth takes.
+        """Codebooks that `bandwidth` (kbps) or `num_quantizers` asks for; neither: what the first bandwidth takes.
         A ValueError for both, or for what the model does not have."""
         if num_quantizers is not None:
             if bandwidth is not None:

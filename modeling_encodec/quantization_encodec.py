@@ -162,7 +162,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
         return self.layers[0].codebook.embed.device
 
     def get_num_quantizers_for_bandwidth(self, bandwidth: float | None = None) -> int:
-        """Codebooks used at `bandwidth` kbps, all of them without one."""
+        """Codebooks used at `bandwidth` kbps, at least one, and all of them without one."""
         return self.config.num_quantizers_for_bandwidth(bandwidth) if bandwidth else len(self.layers)
 
     @torch.no_grad()

@@ -171,7 +171,7 @@ class StreamingEncoder(_Stream):
     ):
         """Args:
             model: the codec, on the device that computes.
-            bandwidth: kbps, one of the model's, its smallest by default; or `num_quantizers`, the codebooks.
+            bandwidth: kbps, one of the model's, its first by default; or `num_quantizers`, the codebooks.
             batch_size: signals side by side; the same number of samples of each is pushed.
             mode: `exact` waits for the beginning's reflection, `low_latency` has silence before the signal.
             cuda_graphs: on a GPU, take one hop by a recorded graph. Change no weights then.

@@ -21,7 +21,7 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
     """Checks, scales and pads audio: clips to the model's `input_values` and `padding_mask`.
 
     Attributes:
-        feature_size (int): channels, 1 or 2.
+        feature_size (int): channels.
         sampling_rate (int): of the model, in Hz.
         padding_value (float): what rows are padded with.
         padding_side (str): "right"; or "left", where padding becomes silence that a row begins with, and codes are
@@ -57,8 +57,8 @@ class EncodecFeatureExtractor(SequenceFeatureExtractor):
         **kwargs,
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
-        if feature_size not in (1, 2):
-            raise ValueError(f"feature_size is {feature_size}, allowed: 1 (mono) or 2 (stereo)")
+        if type(feature_size) is not int or feature_size < 1:
+            raise ValueError(f"feature_size is {feature_size}, allowed: a whole number of channels, at least 1")
         if sampling_rate < 1:
             raise ValueError(f"sampling_rate is {sampling_rate} Hz, allowed: at least 1")
         if self.padding_side not in ("right", "left"):
