@@ -66,6 +66,8 @@ class EncodecConfig(PreTrainedConfig):
     """
 
     model_type = "encodec"
+    # What `Trainer.predict` leaves out: it joins the rows of batches, and these have no rows first.
+    keys_to_ignore_at_inference = ["audio_codes", "audio_scales", "last_frame_pad_length"]
 
     target_bandwidths: list[int | float] | tuple[int | float, ...] = (1.5, 3.0, 6.0, 12.0, 24.0)
     sampling_rate: int = 24_000
@@ -303,6 +305,8 @@ class EncodecLMConfig(PreTrainedConfig):
     """
 
     model_type = "encodec_lm"
+    # What `Trainer.predict` leaves out.
+    keys_to_ignore_at_inference = ["cache", "codebook_bits"]
 
     codebook_size: int = 1024
     num_codebooks: int = 32

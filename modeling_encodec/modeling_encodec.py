@@ -12,6 +12,7 @@ differ from those of the row alone where two codebook entries are equally near w
 
 import functools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -31,6 +32,7 @@ from .batching_encodec import (
 )
 from .configuration_encodec import EncodecConfig
 from .outputs_encodec import EncodecDecoderOutput, EncodecEncoderOutput, EncodecOutput
+from .pickling_encodec import PickledByWeights
 from .precision_encodec import exact_float32, has_bfloat16
 from .quantization_encodec import EncodecEuclideanCodebook, EncodecResidualVectorQuantizer
 from .seanet_encodec import EncodecDecoder, EncodecEncoder, split_blocks
@@ -49,7 +51,7 @@ def as_it_is(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-class EncodecPreTrainedModel(PreTrainedAudioTokenizerBase):
+class EncodecPreTrainedModel(PickledByWeights, PreTrainedAudioTokenizerBase):
     """Loading, saving and initial weights."""
 
     config: EncodecConfig
@@ -59,6 +61,10 @@ class EncodecPreTrainedModel(PreTrainedAudioTokenizerBase):
     input_modalities = "audio"
     _no_split_modules = ["EncodecEncoder", "EncodecDecoder", "EncodecResidualVectorQuantizer"]
     _keep_in_fp32_modules_strict = ["quantizer"]
+
+    def made_with(self) -> tuple[EncodecConfig]:
+        """The configuration."""
+        return (self.config,)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -227,6 +233,10 @@ class EncodecModel(EncodecPreTrainedModel):
     ) -> EncodecDecoderOutput | tuple:
         """Audio of codes, an `EncodecDecoderOutput`. `decode(**encode(audio))` gives every row at its own length.
 
+        Gradients, and the graph of the whole signal that they need, there are only where the model trains: in
+        `train()` mode, with gradients on, and a decoder (or scales) that takes them. In any mode they come by way of
+        `model.decoder(model.embed(codes))`.
+
         Args:
             audio_codes (torch.LongTensor of shape (N, B, K, F)): as from `encode`, for any K up to the model's;
                 `(B, K, F)` for models without chunks.
@@ -250,7 +260,7 @@ class EncodecModel(EncodecPreTrainedModel):
         if audio_lengths is not None:
             lengths = whole_numbers("audio_lengths", audio_lengths)
         frames = self._valid_frames(codes, lengths, audio_lengths is not None, codes_lengths, last_frame_pad_length)
-        with exact_float32():
+        with torch.set_grad_enabled(self._learns_to_decode(scales)), exact_float32():
             pieces = [(n, r) for r in range(codes.shape[1]) for n in range(len(codes)) if frames[n][r] > 0]
             factors = None if scales is None else [scales[n][r] for n, r in pieces]
             decoded = self.decode_pieces([codes[n, r : r + 1, :, : frames[n][r]] for n, r in pieces], factors)
@@ -270,6 +280,10 @@ class EncodecModel(EncodecPreTrainedModel):
             return (audio_values,)
         lengths = torch.tensor(lengths, dtype=torch.int64, device=audio_values.device)
         return EncodecDecoderOutput(audio_values, lengths)
+
+    def _learns_to_decode(self, scales: list[torch.Tensor] | None) -> bool:
+        takers = [*self.decoder.parameters(), *(scales or [])]
+        return self.training and torch.is_grad_enabled() and any(taker.requires_grad for taker in takers)
 
     def decode_pieces(self, pieces: list[torch.Tensor], scales: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
         """Audio (1, channels, T) of `pieces` (1, K, F) of right codes, whole signals or chunks, and their `scales`."""
@@ -346,8 +360,11 @@ class EncodecModel(EncodecPreTrainedModel):
             if len(rows) != batch or not all(1 <= n <= width for n in rows):
                 raise ValueError(f"codes_lengths are {rows}, allowed: {batch} of 1 to {width} frames")
             return [rows]
-        last = width - (last_frame_pad or 0)
-        if type(last) is not int or not 1 <= last <= width:
+        try:
+            last = width - operator.index(last_frame_pad or 0)
+        except TypeError:
+            last = 0
+        if not 1 <= last <= width:
             raise ValueError(f"last_frame_pad_length is {last_frame_pad}, allowed: 0 to {width - 1}")
         return [[width] * batch] * (chunks - 1) + [[last] * batch]
 
@@ -391,6 +408,10 @@ class EncodecModel(EncodecPreTrainedModel):
         """
         if padding_mask is None and input_values is not None:
             padding_mask = torch.ones_like(self.check_audio(input_values)[:, 0], dtype=torch.bool)
+            if audio_codes is not None and len(padding_mask) != (rows := self._check_chunks(audio_codes).shape[1]):
+                raise ValueError(
+                    f"input_values have {len(padding_mask)} rows and audio_codes {rows}, allowed: as many"
+                )
         if audio_codes is None:
             if audio_scales is not None:
                 raise ValueError("You specified `audio_scales` but did not specify the `audio_codes`")
@@ -402,7 +423,13 @@ class EncodecModel(EncodecPreTrainedModel):
         decoded = self.decode(**coded, padding_mask=padding_mask, return_dict=True)
         if not self._wants_dict(return_dict):
             return coded.audio_codes, decoded.audio_values
-        return EncodecOutput(**coded, audio_values=decoded.audio_values)
+        rest = dict(coded)
+        if self.config.normalize is False:
+            rest.pop("audio_scales", None)
+        if coded.last_frame_pad_length is not None:  # a tensor, as all that is gathered from several devices must be
+            length = coded.last_frame_pad_length
+            rest["last_frame_pad_length"] = torch.tensor(length, dtype=torch.int64, device=decoded.audio_values.device)
+        return EncodecOutput(**rest, audio_values=decoded.audio_values)
 
     @property
     def block_frames(self) -> int:

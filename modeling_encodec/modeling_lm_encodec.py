@@ -33,7 +33,7 @@ IGNORED = -100
 
 
 @dataclass
-class EncodecLMCache:
+class EncodecLMCache(ModelOutput):
     """What the frames so far leave for the next ones.
 
     Args:
@@ -43,9 +43,9 @@ class EncodecLMCache:
         last_codes: of the last frame, `(B, K)`.
     """
 
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
-    position: torch.Tensor
+    keys: list[torch.Tensor] | None = None
+    values: list[torch.Tensor] | None = None
+    position: torch.Tensor | None = None
     last_codes: torch.Tensor | None = None
 
 

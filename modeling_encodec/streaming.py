@@ -48,10 +48,15 @@ class _Stream:
             raise ValueError(f"batch_size is {batch_size}, allowed: a whole number of at least 1")
         self.model, self.batch_size, self.mode = model, batch_size, mode
         self._kind = kind
+        self._options = {"batch_size": batch_size, "mode": mode, "cuda_graphs": cuda_graphs}
 
     def _start(self, steps) -> None:
         self._steps = steps
         self._state = steps.beginning(self.batch_size)
+
+    def __reduce__(self):
+        given = {name: value for name, value in vars(self).items() if name in ("scales", "lengths")}
+        return _stream_again, (type(self), self.model, self._options, self._state, given)
 
     @property
     def state(self) -> StreamState:
@@ -137,6 +142,14 @@ class _Stream:
         return whole
 
 
+def _stream_again(kind: type, model: EncodecModel, options: dict, state: StreamState, given: dict) -> _Stream:
+    """The stream that was pickled."""
+    stream = kind(model, **options)
+    stream.state = state
+    vars(stream).update(given)
+    return stream
+
+
 class StreamingEncoder(_Stream):
     """Audio to codes as it comes (paper 3.1): `push` as often as there are samples, `flush` at the end.
 
@@ -185,6 +198,7 @@ class StreamingEncoder(_Stream):
         """
         super().__init__(model, batch_size, mode, "encoder", cuda_graphs)
         self.num_quantizers = model.resolve_quantizers(bandwidth, num_quantizers)
+        self._options |= {"num_quantizers": self.num_quantizers, "onnx_step": onnx_step}
         self.scales = None
         if model.config.chunk_length is None:
             finish = functools.partial(model.quantize, num_quantizers=self.num_quantizers)
@@ -286,6 +300,7 @@ class StreamingDecoder(_Stream):
             ValueError: as of `StreamingEncoder`; so are FileNotFoundError and ImportError.
         """
         super().__init__(model, batch_size, mode, "decoder", cuda_graphs)
+        self._options |= {"onnx_step": onnx_step}
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device="cpu")
         if model.config.chunk_length is None:
             finish = functools.partial(torch.Tensor.to, dtype=model.dtype)

@@ -38,8 +38,8 @@ class EncodecProcessor(ProcessorMixin):
     """Audio to `input_ids`, `attention_mask` and `labels`; ids to codes and audio.
 
     `modeling_encodec.examples.audio_lm` trains a model on what it gives; `NextCodebook` there keeps sampling to the
-    codebook whose turn it is. With a codec a processor cannot be pickled: for data sets in several processes take
-    `CodecTokenizer`, and here its codes.
+    codebook whose turn it is. A processor is pickled with its codec's weights: for data sets in several processes
+    `CodecTokenizer`, and here its codes, is the lighter way.
 
     Args:
         feature_extractor (EncodecFeatureExtractor): of the codec.

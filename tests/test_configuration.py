@@ -155,6 +155,7 @@ STOCK = {
     "group norm, cut on both sides": {"norm_type": "time_group_norm", "trim_right_ratio": 0.5},
     "causal chunks with group norm": {
         **{"norm_type": "time_group_norm", "chunk_length_s": 0.2, "overlap": 0.1, "normalize": True},
+        "target_bandwidths": [0.9, 3.6],
     },
     "three channels": {"audio_channels": 3},
 }
