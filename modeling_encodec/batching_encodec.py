@@ -16,6 +16,16 @@ def group_by_length(lengths: list[int], most: int) -> list[list[int]]:
     return groups
 
 
+def refuse_tracing(what: str) -> None:
+    """Raise a RuntimeError where `torch.jit.trace` looks on at `what`: it would write the example's length into all
+    that follows, and its codes for every input's."""
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            f"torch.jit.trace of {what} would keep its example's length, allowed: torch.export.export, torch.compile, "
+            "or export_onnx (torch.onnx.export with dynamo=True)"
+        )
+
+
 def as_tensor(name: str, value) -> torch.Tensor:
     """`value`, a tensor or what makes one; anything else is a ValueError under its `name`."""
     try:

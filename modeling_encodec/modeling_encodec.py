@@ -24,6 +24,7 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from .batching_encodec import (
     as_tensor,
     group_by_length,
+    refuse_tracing,
     row_lengths,
     silence_left_padding,
     stack_chunks,
@@ -135,6 +136,7 @@ class EncodecModel(EncodecPreTrainedModel):
         Raises:
             ValueError: for a bandwidth or count the model does not have, or audio it cannot take.
         """
+        refuse_tracing("EncodecModel.encode")
         quantizers = self.resolve_quantizers(bandwidth, num_quantizers)
         audio = self.check_audio(input_values)
         lengths = row_lengths(padding_mask, audio.shape)
@@ -252,6 +254,7 @@ class EncodecModel(EncodecPreTrainedModel):
         Raises:
             ValueError: for codes outside the codebooks, missing scales, or lengths that do not fit the codes.
         """
+        refuse_tracing("EncodecModel.decode")
         codes = self._check_chunks(audio_codes)
         scales = self._check_scales(audio_scales, len(codes), codes.shape[1])
         padding_mask = None if padding_mask is None else as_tensor("padding_mask", padding_mask)
@@ -406,6 +409,7 @@ class EncodecModel(EncodecPreTrainedModel):
         `padding_mask`, `bandwidth`, `num_quantizers` are those of `encode`, `audio_scales`, `last_frame_pad_length`
         those of `decode`; so is every ValueError. `return_dict=False` gives the tuple `(audio_codes, audio_values)`.
         """
+        refuse_tracing("EncodecModel.forward")
         if padding_mask is None and input_values is not None:
             padding_mask = torch.ones_like(self.check_audio(input_values)[:, 0], dtype=torch.bool)
             if audio_codes is not None and len(padding_mask) != (rows := self._check_chunks(audio_codes).shape[1]):

@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .batching_encodec import refuse_tracing
 from .calibration_lm_encodec import integer_tables
 from .configuration_encodec import EncodecLMConfig
 from .integer_lm_encodec import IntegerLM, IntegerLMCache
@@ -229,6 +230,7 @@ class EncodecLM(EncodecLMPreTrainedModel):
         """Last layer's output (B, F, D) for frames whose predecessors are `previous`."""
         if not self.config.has_float_form:
             raise ValueError("this checkpoint holds the integer form alone, allowed: frequencies()")
+        refuse_tracing("EncodecLM")
         previous = previous.to(self.embeddings.weight.device)
         if cache is None:
             cache = self._first_cache(previous, position_offset)

@@ -17,6 +17,7 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .batching_encodec import refuse_tracing
 from .configuration_encodec import EncodecConfig
 
 
@@ -171,6 +172,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
     ) -> torch.Tensor:
         """Codes (K, B, F) int64 of latents `embeddings` (B, D, F), with as many codebooks as `bandwidth` or
         `num_quantizers` says."""
+        refuse_tracing("the quantizer")
         count = num_quantizers or self.get_num_quantizers_for_bandwidth(bandwidth)
         batch, _, frames = embeddings.shape
         residual = embeddings.to(self.device, torch.float32).transpose(1, 2).flatten(0, 1)  # (B * F, D)
@@ -182,6 +184,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Latents (B, D, F) float32 of `codes` (K, B, F): the sum over the codebooks used."""
+        refuse_tracing("the quantizer")
         codes = codes.to(self.device)
         total = self.layers[0].codebook.decode(codes[0])
         for stage in range(1, len(codes)):
@@ -199,6 +202,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
         eq. 3). In the `encodec` package it is not, and the gradients of all stages but the first cancel; `upstream`
         does the same, by stopping them.
         """
+        refuse_tracing("the quantizer")
         batch, dim, frames = embeddings.shape
         with torch.autocast(embeddings.device.type, enabled=False):
             vectors = embeddings.float().transpose(1, 2).reshape(-1, dim)  # (N, D)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .batching_encodec import refuse_tracing
 from .configuration_encodec import EncodecConfig
 from .layers_encodec import EncodecConv1d, EncodecConvTranspose1d, EncodecLSTM, EncodecResnetBlock, elu
 
@@ -87,6 +88,7 @@ class _Seanet(nn.Module):
         `block` is the number of frames that the high-rate layers take at a time, all by default; `dtype` what they
         compute in, the parameters' own by default.
         """
+        refuse_tracing(type(self).__name__)
         x = x.to(dtype or self.layers[0].conv.bias.dtype)  # float32 audio and latents go into a half-precision model
         x = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
         block = block and max(block, -(-self.start // self.hop))
