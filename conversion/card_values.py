@@ -122,7 +122,7 @@ def codec_facts(config: EncodecConfig) -> dict:
     chunked = config.chunk_length is not None
     facts = {
         "khz": config.sampling_rate / 1000,
-        "channels": "mono" if config.audio_channels == 1 else "stereo",
+        "channels": {1: "mono", 2: "stereo"}.get(config.audio_channels, f"{config.audio_channels}-channel"),
         "setup": _setup(config),
         "sees": _sees(config),
         "span": _span(config),

@@ -131,7 +131,8 @@ def discriminator_to_original(
     """
     check_shapes(state, _discriminator_shapes(state.get("discriminators.0.convs.0.bias"), len(windows)))
     renamed = {_rename(name, DISCRIMINATOR_TO_ORIGINAL): tensor for name, tensor in state.items()}
-    return renamed | {WINDOW.format(scale): torch.hann_window(window) for scale, window in enumerate(windows)}
+    hann = [torch.hann_window(window, dtype=torch.float32, device="cpu") for window in windows]
+    return renamed | {WINDOW.format(scale): window for scale, window in enumerate(hann)}
 
 
 def _discriminator_shapes(bias: torch.Tensor | None, scales: int) -> dict[str, tuple[int, ...]]:

@@ -68,9 +68,11 @@ def probe_clip(config: EncodecConfig) -> torch.Tensor:
     encoder sees: gliding tones, and noise that comes and goes."""
     samples = max(int(PROBE_SECONDS * config.sampling_rate), PROBE_FRAMES * config.hop_length + 1)
     samples = min(samples, config.chunk_length or samples)
-    generator = torch.Generator().manual_seed(0)
-    time = torch.linspace(0, 1, samples)
-    noise = torch.randn(config.audio_channels, samples, generator=generator) * (time * 7 * math.pi).sin().square()
+    generator = torch.Generator("cpu").manual_seed(0)
+    time = torch.linspace(0, 1, samples, dtype=torch.float32, device="cpu")
+    shape = config.audio_channels, samples
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+    noise = noise * (time * 7 * math.pi).sin().square()
     tones = [(40 * n * math.pi * time * (1 + time) + n).sin() for n in range(1, config.audio_channels + 4)]
     tones = torch.stack([sum(tones[channel : channel + 4]) for channel in range(config.audio_channels)])
     audio = (0.1 * tones + 0.2 * noise)[None]
@@ -241,7 +243,8 @@ def compare_with_original_lm(lm: EncodecLM, state: Mapping[str, torch.Tensor]) -
 
 def _probe_codes(config: EncodecLMConfig) -> torch.Tensor:
     shape = (1, config.num_codebooks, LM_PROBE_FRAMES)
-    return torch.randint(config.codebook_size, shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randint(config.codebook_size, shape, generator=generator, device="cpu")
 
 
 def _previous(codes: torch.Tensor) -> torch.Tensor:

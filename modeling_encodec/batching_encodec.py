@@ -60,6 +60,16 @@ def _from_numpy(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())  # a tensor may be written to
 
 
+def refuse_tracing(what: str) -> None:
+    """Raise a RuntimeError where `torch.jit.trace` looks on at `what`: it would write the example's length into all
+    that follows, and its codes for every input's."""
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            f"torch.jit.trace of {what} would keep its example's length, allowed: torch.export.export, torch.compile, "
+            "or export_onnx (torch.onnx.export with dynamo=True)"
+        )
+
+
 def whole_numbers(name: str, value) -> list[int]:
     """`value`, one whole number a row, as a list; anything else is a ValueError under its `name`."""
     numbers = as_tensor(name, value)

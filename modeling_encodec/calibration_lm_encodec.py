@@ -7,6 +7,7 @@ out is stored and never computed again.
 """
 
 import math
+from collections.abc import Iterable
 from contextlib import contextmanager
 
 import torch
@@ -28,6 +29,7 @@ from .integer_lm_encodec import (
     RESIDUAL_BITS,
     RESIDUAL_LIMIT,
 )
+from .precision_encodec import exact_float32
 
 
 # Values of one place that are kept to find its unit.
@@ -48,14 +50,19 @@ def integer_tables(lm: nn.Module, batches: list[torch.Tensor]) -> dict[str, torc
     Raises:
         ValueError: for weights that are not finite or absurdly large, a model too wide, or no codes.
     """
-    config = lm.config
-    check_size(config)
+    check_size(lm.config)
     for name, parameter in lm.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ValueError(f"{name} holds NaN or infinity, allowed: finite weights")
     if not batches:
         raise ValueError("codes are none, allowed: at least one batch")
-    seen = _watch(lm, batches)
+    with exact_float32():
+        tables = _tables(lm, _watch(lm, batches))
+    return {name: table.cpu() for name, table in tables.items()}
+
+
+def _tables(lm: nn.Module, seen: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    config = lm.config
     for name, values in seen.items():
         if not values.abs().max() <= MOST_VALUE:
             raise ValueError(f"{name} reaches {values.abs().max():g}, allowed for the integer form: {MOST_VALUE:g}")
@@ -71,8 +78,8 @@ def integer_tables(lm: nn.Module, batches: list[torch.Tensor]) -> dict[str, torc
     tables |= {f"head.{name}": table for name, table in head.items()}
     tables["attention_exp"] = _exp_table(ATTENTION_ENTRIES, ATTENTION_STEP_BITS, ATTENTION_ONE, centred=True)
     tables["output_exp"] = _exp_table(OUTPUT_ENTRIES, OUTPUT_STEP_BITS, OUTPUT_ONE, centred=False)
-    tables["form"] = torch.tensor(FORM, dtype=torch.int32)
-    return {name: table.cpu() for name, table in tables.items()}
+    tables["form"] = torch.tensor(FORM, dtype=torch.int32, device="cpu")
+    return tables
 
 
 def check_size(config: EncodecLMConfig) -> None:
@@ -140,20 +147,21 @@ def _layer_tables(layer: nn.Module, unit: int, seen: dict[str, torch.Tensor]) ->
     width, heads = layer.o_proj.in_features, layer.num_heads
     share = width // heads
     # Queries take the 1 / sqrt(head_dim) of the scores, so that a score's unit is a power of two too.
-    factor = torch.ones(3 * width, dtype=torch.float32)
+    factor = torch.ones(3 * width, dtype=torch.float32, device="cpu")
     factor[:width] = 1 / math.sqrt(share)
     qkv_seen = (seen["qkv_proj.output"] * factor).unflatten(1, (3 * heads, share))
-    qkv_units = torch.tensor([_unit(values) for values in qkv_seen.unbind(1)])
+    qkv_units = _exponents(_unit(values) for values in qkv_seen.unbind(1))
     query, key, value = qkv_units.view(3, heads)
     # A score's unit must not be so much finer than the table's steps that float32 would have to round.
     query = query.clamp(min=-12 - ATTENTION_STEP_BITS - key)
     qkv_units = torch.cat([query, key, value]).repeat_interleave(share)
-    attended = torch.tensor([_unit(one) for one in seen["o_proj.input"].unflatten(1, (heads, share)).unbind(1)])
+    attended = _exponents(_unit(one) for one in seen["o_proj.input"].unflatten(1, (heads, share)).unbind(1))
     middle = _unit(seen["up_proj.input"])
     # GELU's table spans what goes in on real codes; its output gets a unit of its own.
     gelu_unit = math.ceil(math.log2(seen["up_proj.output"].abs().max().clamp(min=2**-20).item() / (GELU_ENTRIES // 2)))
     down = _unit(seen["down_proj.input"])
-    steps = (torch.arange(GELU_ENTRIES, dtype=torch.float64) - GELU_ENTRIES // 2) * 2.0**gelu_unit
+    steps = torch.arange(GELU_ENTRIES, dtype=torch.float64, device="cpu") - GELU_ENTRIES // 2
+    steps *= 2.0**gelu_unit
     weight, bias = layer.qkv_proj.weight.cpu() * factor[:, None], layer.qkv_proj.bias.cpu() * factor
     parts = {
         "qkv_proj": _linear_tables(weight, bias, unit, qkv_units),
@@ -181,10 +189,10 @@ def _embedding_tables(lm: nn.Module) -> dict[str, torch.Tensor]:
     """Embeddings, one unit per codebook, and the norm over their sum, which must stay within 2 RESIDUAL_LIMIT."""
     config = lm.config
     books = lm.embeddings.weight.detach().double().cpu().unflatten(0, (config.num_codebooks, -1))
-    exponents = torch.tensor([_weight_unit(book.flatten()[None])[0] for book in books])
+    exponents = _exponents(_weight_unit(book.flatten()[None]).item() for book in books)
     # The sum's unit: as fine as the room allows, and no codebook's unit finer than it.
     unit = exponents.min().item() - 20
-    while (MOST_ACTIVATION * 2.0 ** (exponents.clamp(min=unit) - unit)).sum() > 2 * RESIDUAL_LIMIT:
+    while (MOST_ACTIVATION * 2.0 ** (exponents.clamp(min=unit) - unit).double()).sum() > 2 * RESIDUAL_LIMIT:
         unit += 1
     exponents = exponents.clamp(min=unit)
     rounded = torch.stack([_rounded(book, exponent) for book, exponent in zip(books, exponents.tolist())])
@@ -201,8 +209,8 @@ def _linear_tables(weight, bias, unit_in, unit_out, offset: int = 0) -> dict[str
     The bias also carries `offset`, in units of the output, and the half that makes `floor` round.
     """
     weight, bias = weight.detach().double().cpu(), bias.detach().double().cpu()
-    weight = weight * 2.0 ** torch.as_tensor(unit_in, dtype=torch.float64)
-    unit_out = torch.as_tensor(unit_out).expand(len(weight))
+    weight = weight * _power(unit_in)
+    unit_out = torch.as_tensor(unit_out, device="cpu").expand(len(weight))
     exponents = _weight_unit(weight)
     while True:
         rounded = _rounded(weight, exponents[:, None]).clamp(-MOST_ACTIVATION, MOST_ACTIVATION)
@@ -231,13 +239,13 @@ def _norm_tables(norm: nn.LayerNorm, unit: int) -> dict[str, torch.Tensor]:
     return {
         "gain": gain.to(torch.int32),
         "offset": offset.to(torch.int64),
-        "epsilon": torch.tensor(epsilon, dtype=torch.int64),
+        "epsilon": torch.tensor(epsilon, dtype=torch.int64, device="cpu"),
     }
 
 
 def _exp_table(entries: int, step_bits: int, one: int, centred: bool) -> torch.Tensor:
     """one * exp(-x) at steps of 2**-step_bits; `centred`: in the middle of each step but the first. Ends with 0."""
-    x = torch.arange(entries, dtype=torch.float64)
+    x = torch.arange(entries, dtype=torch.float64, device="cpu")
     if centred:
         x[1:] += 0.5
     table = (one * (-x * 2.0**-step_bits).exp()).round()
@@ -258,13 +266,13 @@ def _unit(values: torch.Tensor) -> int:
 
 def _weight_unit(weight: torch.Tensor) -> torch.Tensor:
     """Exponents of the units in which each row of `weight` loses least."""
-    top = torch.tensor([_exponent_for(row.abs().max()) for row in weight])
+    top = _exponents(_exponent_for(row.abs().max()) for row in weight)
     finer = _loss(weight, (top - 1)[:, None], 1) < _loss(weight, top[:, None], 1)
     return top - finer.long()
 
 
 def _loss(values: torch.Tensor, unit, *dims: int) -> torch.Tensor:
-    step = 2.0 ** torch.as_tensor(unit, dtype=torch.float64)
+    step = _power(unit)
     kept = (values / step).round().clamp(-MOST_ACTIVATION, MOST_ACTIVATION) * step
     return (kept - values).square().sum(dims)
 
@@ -275,8 +283,17 @@ def _exponent_for(greatest: torch.Tensor) -> int:
 
 
 def _rounded(values: torch.Tensor, exponent) -> torch.Tensor:
-    return (values.double() / 2.0 ** torch.as_tensor(exponent, dtype=torch.float64)).round()
+    return (values.double() / _power(exponent)).round()
+
+
+def _power(exponent) -> torch.Tensor:
+    """2**exponent, of one or a tensor of them, float64."""
+    return 2.0 ** torch.as_tensor(exponent, dtype=torch.float64, device="cpu")
+
+
+def _exponents(values: Iterable[int]) -> torch.Tensor:
+    return torch.tensor(list(values), dtype=torch.int64, device="cpu")
 
 
 def _filled(value: int, width: int) -> torch.Tensor:
-    return torch.full((width,), value, dtype=torch.int8)
+    return torch.full((width,), value, dtype=torch.int8, device="cpu")

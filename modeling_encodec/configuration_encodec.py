@@ -36,10 +36,11 @@ class EncodecConfig(PreTrainedConfig):
     r"""Configuration of `EncodecModel`, given by name. The defaults are the 24 kHz mono model of the paper (3.1).
 
     Attributes:
-        target_bandwidths (list[float]): bandwidths in kbps the model is trained for, ascending. The largest one sets
-            how many codebooks the model has.
+        target_bandwidths (list[float]): bandwidths in kbps the model is trained for; the first one is used where none
+            is asked for, the last one sets how many codebooks the model has. (Both are Transformers' rules, so put
+            the smallest first and the largest last.) One below the price of a codebook means one codebook.
         sampling_rate (int): in Hz.
-        audio_channels (int): 1 for mono, 2 for stereo.
+        audio_channels (int): 1 for mono, 2 for stereo, or more.
         normalize (bool): divide each chunk by its loudness before encoding; the scale travels with the codes.
         chunk_length_s (float, optional): length in seconds of independently coded chunks; `None` codes the whole
             signal at once.
@@ -48,7 +49,8 @@ class EncodecConfig(PreTrainedConfig):
         num_filters (int): width of the first convolution; doubled by every downsampling.
         num_residual_layers (int): residual units per downsampling.
         upsampling_ratios (list[int]): strides in the decoder's order; the encoder uses them reversed.
-        norm_type (str): `"weight_norm"` or `"time_group_norm"` (one group, statistics over channels and time).
+        norm_type (str): `"weight_norm"` or `"time_group_norm"` (one group, statistics over channels and time: with it
+            a model looks at the whole chunk, causal convolutions or not).
         kernel_size (int): kernel of the first convolution.
         last_kernel_size (int): kernel of the last convolution.
         residual_kernel_size (int): kernel of the residual units.
@@ -71,13 +73,15 @@ class EncodecConfig(PreTrainedConfig):
         >>> config = EncodecConfig(num_filters=16, target_bandwidths=[1.5, 3.0])
         >>> config.hop_length, config.frame_rate, config.num_quantizers
         (320, 75, 4)
-        >>> EncodecConfig(audio_channels=3)
+        >>> EncodecConfig(audio_channels=0)
         Traceback (most recent call last):
         ...
-        ValueError: audio_channels is 3, allowed: 1 or 2
+        ValueError: audio_channels is 0, allowed: a whole number of at least 1
     """
 
     model_type = "encodec"
+    # What `Trainer.predict` leaves out: it joins the rows of batches, and these have no rows first.
+    keys_to_ignore_at_inference = ["audio_codes", "audio_scales", "last_frame_pad_length"]
 
     target_bandwidths: list[int | float] | tuple[int | float, ...] = (1.5, 3.0, 6.0, 12.0, 24.0)
     sampling_rate: int = 24_000
@@ -110,6 +114,15 @@ class EncodecConfig(PreTrainedConfig):
         self._check_codebooks()
         self._check_chunks()
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict:
+        """All fields, as they are saved: with floats where Transformers' own class takes nothing else."""
+        fields = super().to_dict()
+        for name in ("target_bandwidths", "overlap", "trim_right_ratio"):
+            value = fields[name]
+            if value is not None:
+                fields[name] = [float(one) for one in value] if name == "target_bandwidths" else float(value)
+        return fields
 
     # ---- presets -------------------------------------------------------------------------------------------------
 
@@ -189,14 +202,15 @@ class EncodecConfig(PreTrainedConfig):
 
     @property
     def num_quantizers(self) -> int:
-        """Codebooks of the model: as many as the largest bandwidth pays for."""
+        """Codebooks of the model: as many as the last bandwidth pays for."""
         return int(1000 * self.target_bandwidths[-1] // (self.frame_rate * self.codebook_nbits))
 
     def num_quantizers_for_bandwidth(self, bandwidth: float) -> int:
-        """Codebooks used at `bandwidth` kbps: as many as it pays for when packed, at least one."""
+        """Codebooks used at `bandwidth` kbps: as many of the model's as it pays for when packed, at least one."""
         kbps = match_number(bandwidth, self.target_bandwidths)
         kbps = real_number("bandwidth", bandwidth, "a number of kbps") if kbps is None else kbps
-        return max(1, int(1000 * kbps // (self.frame_rate * self.codebook_nbits)))
+        paid_for = int(1000 * kbps // (self.frame_rate * self.codebook_nbits))
+        return min(max(1, paid_for), self.num_quantizers)
 
     def num_frames(self, samples: int) -> int:
         """Frames of codes that `samples` samples, or one chunk of them, take."""
@@ -215,12 +229,11 @@ class EncodecConfig(PreTrainedConfig):
     def _check_architecture(self):
         """Sizes that must be positive, names that must be known, ratios that must multiply to a real hop."""
         for name in (
-            *("sampling_rate", "hidden_size", "num_filters", "kernel_size", "last_kernel_size"),
+            *("sampling_rate", "audio_channels", "hidden_size", "num_filters", "kernel_size", "last_kernel_size"),
             *("residual_kernel_size", "dilation_growth_rate", "compress", "num_lstm_layers"),
         ):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
         _require(self.num_residual_layers >= 0, "num_residual_layers", self.num_residual_layers, "at least 0")
-        _require(self.audio_channels in (1, 2), "audio_channels", self.audio_channels, "1 or 2")
         _require(self.norm_type in NORM_TYPES, "norm_type", self.norm_type, f"one of {', '.join(NORM_TYPES)}")
         _require(self.pad_mode in PAD_MODES, "pad_mode", self.pad_mode, f"one of {', '.join(PAD_MODES)}")
         ratios = list(self.upsampling_ratios)
@@ -235,15 +248,9 @@ class EncodecConfig(PreTrainedConfig):
             self.trim_right_ratio,
             "1 unless use_causal_conv is set",
         )
-        _require(
-            not (self.use_causal_conv and self.norm_type == "time_group_norm"),
-            "norm_type",
-            self.norm_type,
-            "weight_norm when use_causal_conv is set (group norm looks at the whole chunk)",
-        )
 
     def _check_codebooks(self):
-        """Codebooks of at least two entries, as wide as the latent, paid for by every bandwidth."""
+        """Codebooks of at least two entries, as wide as the latent, one of them paid for by the last bandwidth."""
         _require(self.codebook_size >= 2, "codebook_size", self.codebook_size, "at least 2")
         _require(
             self.codebook_dim in (None, self.hidden_size),
@@ -254,17 +261,17 @@ class EncodecConfig(PreTrainedConfig):
         bandwidths = list(self.target_bandwidths)
         _require(len(bandwidths) > 0, "target_bandwidths", bandwidths, "one or more bandwidths in kbps")
         _require(
-            all(math.isfinite(b) for b in bandwidths) and bandwidths == sorted(set(bandwidths)),
+            all(0 < bandwidth < math.inf for bandwidth in bandwidths),
             "target_bandwidths",
             bandwidths,
-            "finite and strictly ascending",
+            "finite bandwidths above 0 kbps",
         )
         one_codebook = self.frame_rate * self.codebook_nbits / 1000
         _require(
-            bandwidths[0] >= one_codebook,
+            self.num_quantizers >= 1,
             "target_bandwidths",
             bandwidths,
-            f"at least {one_codebook:g} kbps each, the price of one codebook",
+            f"at least {one_codebook:g} kbps as the last, the price of one codebook",
         )
 
     def _check_chunks(self):
@@ -316,6 +323,8 @@ class EncodecLMConfig(PreTrainedConfig):
     """
 
     model_type = "encodec_lm"
+    # What `Trainer.predict` leaves out.
+    keys_to_ignore_at_inference = ["cache", "codebook_bits"]
 
     codebook_size: int = 1024
     num_codebooks: int = 32

@@ -119,8 +119,8 @@ def export_onnx(model: EncodecModel, folder: str | Path, num_quantizers: int | N
             # Weight norm is computed once, here (removing it would reach the original model).
             layer.ready = partial(_kept, layer.ready(torch.float32))
     config = model.config
-    audio = torch.zeros(2, config.audio_channels, 3 * config.hop_length + 1)
-    codes = torch.zeros(2, count, 3, dtype=torch.int64)
+    audio = torch.zeros(2, config.audio_channels, 3 * config.hop_length + 1, dtype=torch.float32, device="cpu")
+    codes = torch.zeros(2, count, 3, dtype=torch.int64, device="cpu")
     encoder, decoder = Encoder(model, count).eval(), Decoder(model).eval()
     paths = [
         _export(encoder, {"audio": audio}, "codes", folder / "encoder.onnx"),

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .batching_encodec import refuse_tracing
 from .configuration_encodec import EncodecLMConfig
 from .weight_cache_encodec import WeightCache
 
@@ -142,6 +143,7 @@ class IntegerLM(Tables):
     @torch.compiler.disable
     def shares(self, previous: torch.Tensor, cache: IntegerLMCache | None = None) -> "tuple[Array, IntegerLMCache]":
         """Frequencies less 1, as float64 (B, F, K, codebook_size): a numpy array on a CPU, else a tensor."""
+        refuse_tracing("EncodecLM")
         rows = len(previous)
         # Outside of inference mode, whatever the caller is in: of tensors made there none could be written to later.
         with torch.inference_mode(False), torch.no_grad():

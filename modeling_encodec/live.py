@@ -159,7 +159,7 @@ class _Receiver:
         config, scales = self.decoder.model.config, None
         if config.chunk_length is not None:
             chunks = -(-segment.codes.shape[1] // _chunk_frames(config))
-            scales = torch.tensor([segment.scales or (1.0,) * chunks])
+            scales = torch.tensor([segment.scales or (1.0,) * chunks], dtype=torch.float32, device="cpu")
         self._write(self.decoder.push(torch.from_numpy(segment.codes)[None], scales)[0])
 
     def _write(self, audio: torch.Tensor) -> None:

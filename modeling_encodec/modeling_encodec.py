@@ -25,6 +25,7 @@ from .batching_encodec import (
     as_tensor,
     compute_device,
     group_by_length,
+    refuse_tracing,
     row_lengths,
     silence_left_padding,
     stack_chunks,
@@ -34,6 +35,7 @@ from .batching_encodec import (
 from .configuration_encodec import EncodecConfig
 from .inputs_encodec import are_finite, match_number, shown, whole_number
 from .outputs_encodec import EncodecDecoderOutput, EncodecEncoderOutput, EncodecOutput
+from .pickling_encodec import PickledByWeights
 from .precision_encodec import exact_float32, has_bfloat16
 from .quantization_encodec import EncodecEuclideanCodebook, EncodecResidualVectorQuantizer
 from .seanet_encodec import EncodecDecoder, EncodecEncoder, block_frames
@@ -44,7 +46,7 @@ from .weight_cache_encodec import unchanged_weights
 ACCELERATOR_BATCH_FRAMES = 65536
 
 
-class EncodecPreTrainedModel(PreTrainedAudioTokenizerBase):
+class EncodecPreTrainedModel(PickledByWeights, PreTrainedAudioTokenizerBase):
     """Loading, saving and initial weights."""
 
     config: EncodecConfig
@@ -59,6 +61,10 @@ class EncodecPreTrainedModel(PreTrainedAudioTokenizerBase):
     def device(self) -> torch.device:
         """Where the model computes."""
         return compute_device(self)
+
+    def made_with(self) -> tuple[EncodecConfig]:
+        """The configuration."""
+        return (self.config,)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -122,7 +128,7 @@ class EncodecModel(EncodecPreTrainedModel):
                 clip; `(B, T)` mono clips, `(2, T)` one stereo clip.
             padding_mask (torch.Tensor of shape (B, T) or (B, channels, T), optional): 1 on each row's samples,
                 then 0 to its end. A row may have its zeros first instead: it is coded as silence, then audio.
-            bandwidth (float, optional): kbps, one of `config.target_bandwidths`; the smallest if nothing is said.
+            bandwidth (float, optional): kbps, one of `config.target_bandwidths`; the first if nothing is said.
             num_quantizers (int, optional): codebooks to use, instead of `bandwidth`.
             return_latents (bool): also return the encoder's output, with its gradient if gradients are on.
             return_dict (bool, optional): `False` for a tuple `(audio_codes, audio_scales, last_frame_pad_length)`.
@@ -130,6 +136,7 @@ class EncodecModel(EncodecPreTrainedModel):
         Raises:
             ValueError: for a bandwidth or count the model does not have, or audio it cannot take.
         """
+        refuse_tracing("EncodecModel.encode")
         quantizers, return_latents = self.resolve_quantizers(bandwidth, num_quantizers), bool(return_latents)
         audio = self.check_audio(input_values)
         lengths = row_lengths(padding_mask, audio.shape)
@@ -145,8 +152,8 @@ class EncodecModel(EncodecPreTrainedModel):
             audio_codes=stack_chunks(codes, shape),
             audio_scales=stack_scales(scales, shape) if self.config.normalize else [None] * max(shape),
             last_frame_pad_length=frames[longest][0] - frames[longest][-1],
-            codes_lengths=torch.tensor([sum(row) for row in frames], device=audio.device),
-            audio_lengths=torch.tensor(lengths, device=audio.device),
+            codes_lengths=torch.tensor([sum(row) for row in frames], dtype=torch.int64, device=audio.device),
+            audio_lengths=torch.tensor(lengths, dtype=torch.int64, device=audio.device),
             latents=stack_chunks(latents, shape) if return_latents else None,
         )
         if not self._wants_dict(return_dict):
@@ -173,7 +180,7 @@ class EncodecModel(EncodecPreTrainedModel):
         return codes[0] if len(codes) == 1 else torch.cat(codes, dim=2)
 
     def resolve_quantizers(self, bandwidth: float | None, num_quantizers: int | None) -> int:
-        """Codebooks that `bandwidth` (kbps) or `num_quantizers` asks for; neither: what the smallest bandwidth takes.
+        """Codebooks that `bandwidth` (kbps) or `num_quantizers` asks for; neither: what the first bandwidth takes.
         A ValueError for both, or for what the model does not have."""
         if num_quantizers is not None:
             if bandwidth is not None:
@@ -227,6 +234,10 @@ class EncodecModel(EncodecPreTrainedModel):
     ) -> EncodecDecoderOutput | tuple:
         """Audio of codes, an `EncodecDecoderOutput`. `decode(**encode(audio))` gives every row at its own length.
 
+        Gradients, and the graph of the whole signal that they need, there are only where the model trains: in
+        `train()` mode, with gradients on, and a decoder (or scales) that takes them. In any mode they come by way of
+        `model.decoder(model.embed(codes))`.
+
         Args:
             audio_codes (torch.LongTensor of shape (N, B, K, F)): as from `encode`, for any K up to the model's;
                 `(B, K, F)` for models without chunks.
@@ -242,6 +253,7 @@ class EncodecModel(EncodecPreTrainedModel):
         Raises:
             ValueError: for codes outside the codebooks, missing scales, or lengths that do not fit the codes.
         """
+        refuse_tracing("EncodecModel.decode")
         codes = self._check_chunks(audio_codes)
         scales = self._check_scales(audio_scales, len(codes), codes.shape[1])
         padding_mask = None if padding_mask is None else as_tensor("padding_mask", padding_mask)
@@ -250,7 +262,7 @@ class EncodecModel(EncodecPreTrainedModel):
         if audio_lengths is not None:
             lengths = whole_numbers("audio_lengths", audio_lengths)
         frames = self._valid_frames(codes, lengths, audio_lengths is not None, codes_lengths, last_frame_pad_length)
-        with exact_float32():
+        with torch.set_grad_enabled(self._learns_to_decode(scales)), exact_float32():
             pieces = [(n, r) for r in range(codes.shape[1]) for n in range(len(codes)) if frames[n][r] > 0]
             factors = None if scales is None else [scales[n][r] for n, r in pieces]
             decoded = self.decode_pieces([codes[n, r : r + 1, :, : frames[n][r]] for n, r in pieces], factors)
@@ -268,7 +280,12 @@ class EncodecModel(EncodecPreTrainedModel):
             audio_values = torch.cat([nn.functional.pad(row, (0, width - row.shape[2])) for row in rows])
         if not self._wants_dict(return_dict):
             return (audio_values,)
-        return EncodecDecoderOutput(audio_values, torch.tensor(lengths, device=audio_values.device))
+        lengths = torch.tensor(lengths, dtype=torch.int64, device=audio_values.device)
+        return EncodecDecoderOutput(audio_values, lengths)
+
+    def _learns_to_decode(self, scales: list[torch.Tensor] | None) -> bool:
+        takers = [*self.decoder.parameters(), *(scales or [])]
+        return self.training and torch.is_grad_enabled() and any(taker.requires_grad for taker in takers)
 
     def decode_pieces(self, pieces: list[torch.Tensor], scales: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
         """Audio (1, channels, T) of `pieces` (1, K, F) of right codes, whole signals or chunks, and their `scales`."""
@@ -385,8 +402,13 @@ class EncodecModel(EncodecPreTrainedModel):
         `padding_mask`, `bandwidth`, `num_quantizers` are those of `encode`, `audio_scales`, `last_frame_pad_length`
         those of `decode`; so is every ValueError. `return_dict=False` gives the tuple `(audio_codes, audio_values)`.
         """
+        refuse_tracing("EncodecModel.forward")
         if padding_mask is None and input_values is not None:
             padding_mask = torch.ones_like(self.check_audio(input_values)[:, 0], dtype=torch.bool)
+            if audio_codes is not None and len(padding_mask) != (rows := self._check_chunks(audio_codes).shape[1]):
+                raise ValueError(
+                    f"input_values have {len(padding_mask)} rows and audio_codes {rows}, allowed: as many"
+                )
         if audio_codes is None:
             if audio_scales is not None:
                 raise ValueError("You specified `audio_scales` but did not specify the `audio_codes`")
@@ -398,7 +420,13 @@ class EncodecModel(EncodecPreTrainedModel):
         decoded = self.decode(**coded, padding_mask=padding_mask, return_dict=True)
         if not self._wants_dict(return_dict):
             return coded.audio_codes, decoded.audio_values
-        return EncodecOutput(**coded, audio_values=decoded.audio_values)
+        rest = dict(coded)
+        if self.config.normalize is False:
+            rest.pop("audio_scales", None)
+        if coded.last_frame_pad_length is not None:  # a tensor, as all that is gathered from several devices must be
+            length = coded.last_frame_pad_length
+            rest["last_frame_pad_length"] = torch.tensor(length, dtype=torch.int64, device=decoded.audio_values.device)
+        return EncodecOutput(**rest, audio_values=decoded.audio_values)
 
     @property
     def block_frames(self) -> int:
@@ -448,7 +476,7 @@ class EncodecModel(EncodecPreTrainedModel):
 
 def overlap_triangle(length: int, device: torch.device) -> torch.Tensor:
     """What a chunk of `length` samples is faded by: nearly 0 at its ends, 0.5 in the middle, float32."""
-    time = torch.linspace(0, 1, length + 2, device=device)[1:-1]
+    time = torch.linspace(0, 1, length + 2, dtype=torch.float32, device=device)[1:-1]
     return 0.5 - (time - 0.5).abs()
 
 

@@ -19,10 +19,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .batching_encodec import as_codes, compute_device
+from .batching_encodec import as_codes, compute_device, refuse_tracing
 from .calibration_lm_encodec import integer_tables
 from .configuration_encodec import EncodecLMConfig
 from .integer_lm_encodec import IntegerLM, IntegerLMCache
+from .precision_encodec import exact_unless_training
 
 
 # Stands for "no frame before" among codes.
@@ -32,7 +33,7 @@ IGNORED = -100
 
 
 @dataclass
-class EncodecLMCache:
+class EncodecLMCache(ModelOutput):
     """What the frames so far leave for the next ones.
 
     Args:
@@ -42,9 +43,9 @@ class EncodecLMCache:
         last_codes: of the last frame, `(B, K)`.
     """
 
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
-    position: torch.Tensor
+    keys: list[torch.Tensor] | None = None
+    values: list[torch.Tensor] | None = None
+    position: torch.Tensor | None = None
     last_codes: torch.Tensor | None = None
 
 
@@ -214,17 +215,18 @@ class EncodecLM(EncodecLMPreTrainedModel):
                     f"cache is of other rows or codebooks, allowed: forward's, of codes {tuple(codes.shape[:2])}"
                 )
             first = last[:, :, None]
-        hidden, cache = self._run(torch.cat([first, codes[:, :, :-1]], dim=2), cache, position_offset)
-        cache.last_codes = codes[:, :, -1]
-        output = EncodecLMOutput(cache=cache)
-        count = codes.shape[1]
-        if return_logits:
-            output.logits = self._logits(hidden, count)
         if labels is not None:
             labels = self._check_codes("labels", labels, IGNORED)
             if labels.shape != codes.shape:
                 raise ValueError(f"labels have shape {tuple(labels.shape)}, allowed: that of codes")
-            output.loss, output.codebook_bits = self._bits(hidden, labels, output.logits)
+        with exact_unless_training(self):
+            hidden, cache = self._run(torch.cat([first, codes[:, :, :-1]], dim=2), cache, position_offset)
+            cache.last_codes = codes[:, :, -1]
+            output = EncodecLMOutput(cache=cache)
+            if return_logits:
+                output.logits = self._logits(hidden, codes.shape[1])
+            if labels is not None:
+                output.loss, output.codebook_bits = self._bits(hidden, labels, output.logits)
         return output
 
     def predict(
@@ -238,13 +240,15 @@ class EncodecLM(EncodecLMPreTrainedModel):
             ValueError: for codes that are none of this model's, or without the float form.
         """
         previous = self._check_codes("previous", previous, NO_CODE)
-        hidden, cache = self._run(previous, cache, 0)
-        return self._logits(hidden, previous.shape[1]), cache
+        with exact_unless_training(self):
+            hidden, cache = self._run(previous, cache, 0)
+            return self._logits(hidden, previous.shape[1]), cache
 
     def _run(self, previous, cache, position_offset) -> tuple[torch.Tensor, EncodecLMCache]:
         """Last layer's output (B, F, D) for frames whose predecessors are `previous`."""
         if not self.config.has_float_form:
             raise ValueError("this checkpoint holds the integer form alone, allowed: frequencies()")
+        refuse_tracing("EncodecLM")
         previous = previous.to(self.device)
         if cache is None:
             cache = self._first_cache(previous, position_offset)
@@ -263,7 +267,8 @@ class EncodecLM(EncodecLMPreTrainedModel):
 
     def hidden(self, codes: torch.Tensor) -> torch.Tensor:
         """What the heads see, (B, F, D), for frames after each of `codes` (B, K, F)."""
-        return self._run(codes, None, 0)[0]
+        with exact_unless_training(self):
+            return self._run(codes, None, 0)[0]
 
     def position_table(self) -> torch.Tensor:
         """Cosines, then sines, of every position at hidden_size / 2 rates: (max_positions, D)."""
@@ -287,7 +292,7 @@ class EncodecLM(EncodecLMPreTrainedModel):
             position_offset = 0
             if self.training:
                 last = max(1, self.config.max_positions - previous.shape[2])
-                position_offset = torch.randint(last, (batch,))
+                position_offset = torch.randint(last, (batch,), device="cpu")
         position = as_codes("position_offset", position_offset).to(previous.device).expand(batch)[:, None]
         keys, values = [], []
         for layer in self.layers:
@@ -354,7 +359,8 @@ class EncodecLM(EncodecLMPreTrainedModel):
         batches = [
             self._check_codes("codes", batch, 0) for batch in (codes if isinstance(codes, (list, tuple)) else [codes])
         ]
-        integer = IntegerLM(self.config)
+        with torch.device("cpu"):
+            integer = IntegerLM(self.config)
         integer.load_state_dict(integer_tables(self, batches))
         self.integer = integer.to(self.device)
         self.config.has_integer_form = True

@@ -17,7 +17,7 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .batching_encodec import as_codes, as_tensor, compute_device
+from .batching_encodec import as_codes, as_tensor, compute_device, refuse_tracing
 from .configuration_encodec import EncodecConfig
 from .inputs_encodec import whole_number
 from .weight_cache_encodec import WeightCache
@@ -67,10 +67,10 @@ class EncodecEuclideanCodebook(nn.Module):
     def __init__(self, config: EncodecConfig):
         super().__init__()
         size, dim = config.codebook_size, config.codebook_dim
-        self.inited = nn.Buffer(torch.ones(1))
-        self.cluster_size = nn.Buffer(torch.zeros(size))
-        self.embed = nn.Buffer(torch.empty(size, dim))
-        self.embed_avg = nn.Buffer(torch.empty(size, dim))
+        self.inited = nn.Buffer(torch.ones(1, dtype=torch.float32))
+        self.cluster_size = nn.Buffer(torch.zeros(size, dtype=torch.float32))
+        self.embed = nn.Buffer(torch.empty(size, dim, dtype=torch.float32))
+        self.embed_avg = nn.Buffer(torch.empty(size, dim, dtype=torch.float32))
         self.cache = WeightCache()
         self.reset_parameters()
 
@@ -178,7 +178,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
         return compute_device(self.layers[0].codebook)
 
     def get_num_quantizers_for_bandwidth(self, bandwidth: float | None = None) -> int:
-        """Codebooks used at `bandwidth` kbps, all of them without one."""
+        """Codebooks used at `bandwidth` kbps, at least one, and all of them without one."""
         return self.config.num_quantizers_for_bandwidth(bandwidth) if bandwidth else len(self.layers)
 
     @torch.no_grad()
@@ -187,6 +187,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
     ) -> torch.Tensor:
         """Codes (K, B, F) int64 of latents `embeddings` (B, D, F), with as many codebooks as `bandwidth` or
         `num_quantizers` says."""
+        refuse_tracing("the quantizer")
         if num_quantizers is None:
             count = self.get_num_quantizers_for_bandwidth(bandwidth)
         else:
@@ -202,6 +203,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Latents (B, D, F) float32 of `codes` (K, B, F): the sum over the codebooks used."""
+        refuse_tracing("the quantizer")
         codes = as_codes("codes", codes).to(self.device)
         total = self.layers[0].codebook.decode(codes[0])
         for stage in range(1, len(codes)):
@@ -219,6 +221,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
         eq. 3). In the `encodec` package it is not, and the gradients of all stages but the first cancel; `upstream`
         does the same, by stopping them.
         """
+        refuse_tracing("the quantizer")
         batch, dim, frames = embeddings.shape
         with torch.autocast(embeddings.device.type, enabled=False):
             vectors = embeddings.float().transpose(1, 2).reshape(-1, dim)  # (N, D)
@@ -317,7 +320,9 @@ def kmeans(
 
     Starts from vectors drawn without replacement, as far as there are enough.
     """
-    order = torch.cat([torch.randperm(len(vectors), generator=generator) for _ in range(-(-size // len(vectors)))])
+    count = len(vectors)
+    rounds = [torch.randperm(count, generator=generator, device="cpu") for _ in range(-(-size // count))]
+    order = torch.cat(rounds)
     centroids = vectors[order[:size].to(vectors.device)].clone()
     for _ in range(iterations):
         codes = _nearest(vectors, *_search_form(centroids))
@@ -352,7 +357,7 @@ def _draw(residuals: torch.Tensor, size: int, generator: torch.Generator | None)
     """
     stages, frames, dim = residuals.shape
     count = max(1, size // 8)
-    offset = torch.rand(stages, count, generator=generator).to(residuals.device)
+    offset = torch.rand(stages, count, generator=generator, dtype=torch.float32, device="cpu").to(residuals.device)
     _broadcast(offset)
     world, rank = (distributed.get_world_size(), distributed.get_rank()) if _is_distributed() else (1, 0)
     offset = offset.clamp(max=0.999)  # so that the last place does not round up to nobody's

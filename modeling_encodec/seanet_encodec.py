@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .batching_encodec import refuse_tracing
 from .configuration_encodec import EncodecConfig
 from .kernels_encodec import ELU
 from .layers_encodec import EncodecConv1d, EncodecConvTranspose1d, EncodecLSTM, EncodecResnetBlock, Layer, Step
@@ -86,6 +87,7 @@ class _Seanet(nn.Module):
 
         Where no gradient is wanted it goes block by block, which bounds memory; layers are called once a block.
         """
+        refuse_tracing(type(self).__name__)
         own = self.dtype
         x = x.to(dtype or own)  # float32 audio and latents go into a half-precision model
         if torch.compiler.is_compiling():
@@ -132,7 +134,7 @@ class _Seanet(nn.Module):
         apart, and `lengths` to tell what is signal, for which no layer branches on a length."""
         length = x.shape[2]
         frames = torch.sym_max((length + self.hop - 1) // self.hop, 2)
-        step = Step(lengths=torch.full((x.shape[0],), length, device=x.device))
+        step = Step(lengths=torch.full((x.shape[0],), length, dtype=torch.int64, device=x.device))
         y = self._forward_blocks(F.pad(x, (0, frames * self.hop - length)), step)
         return y[..., : self.output_lengths(length)]
 

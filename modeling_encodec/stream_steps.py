@@ -74,7 +74,8 @@ class StreamState:
         if rows == list(range(len(self.counts))):
             return other
         ours, theirs = self.tensors(), other.tensors()
-        index = {device: torch.tensor(rows, device=device) for device in {tensor.device for tensor in ours.values()}}
+        devices = {tensor.device for tensor in ours.values()}
+        index = {device: torch.tensor(rows, dtype=torch.int64, device=device) for device in devices}
         return self.from_tensors(
             {name: ours[name].index_copy(0, index[ours[name].device], theirs[name]) for name in ours}
         )
@@ -131,9 +132,9 @@ class LayerSteps:
         """The state of rows that nothing was pushed to."""
         width = max(self.net.hop, 0 if self.begun else self.net.start) - 1
         return StreamState(
-            torch.zeros(rows, self.channels, width, device=self.model.device),
-            torch.zeros(rows, dtype=torch.int64),
-            torch.full((rows,), self.begun),
+            torch.zeros(rows, self.channels, width, dtype=torch.float32, device=self.model.device),
+            torch.zeros(rows, dtype=torch.int64, device="cpu"),
+            torch.full((rows,), self.begun, dtype=torch.bool, device="cpu"),
             self.net.quiet_state(rows, self.model.compute_dtype),
         )
 
@@ -208,8 +209,13 @@ class ChunkEncoding:
     def beginning(self, rows: int) -> StreamState:
         """The state of rows that nothing was pushed to."""
         config = self.model.config
-        waiting = torch.zeros(rows, config.audio_channels, config.chunk_length - 1, device=self.model.device)
-        return StreamState(waiting, torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.bool), ())
+        shape = rows, config.audio_channels, config.chunk_length - 1
+        return StreamState(
+            torch.zeros(shape, dtype=torch.float32, device=self.model.device),
+            torch.zeros(rows, dtype=torch.int64, device="cpu"),
+            torch.zeros(rows, dtype=torch.bool, device="cpu"),
+            (),
+        )
 
     def place(self, state: StreamState, row: int) -> int:
         """Where a row stands: rows at one place can be computed together."""
@@ -245,11 +251,12 @@ class ChunkDecoding:
         """The state of rows that nothing was pushed to."""
         config, device = self.model.config, self.model.device
         width = self.full * config.hop_length
+        weight = torch.zeros(rows, 1, width, dtype=torch.float32, device=device)
         return StreamState(
-            torch.zeros(rows, config.audio_channels, width, device=device),
-            torch.zeros(rows, dtype=torch.int64),
-            torch.zeros(rows, dtype=torch.bool),
-            (torch.zeros(rows, 1, width, device=device), torch.zeros(rows, 2, dtype=torch.int64, device=device)),
+            torch.zeros(rows, config.audio_channels, width, dtype=torch.float32, device=device),
+            torch.zeros(rows, dtype=torch.int64, device="cpu"),
+            torch.zeros(rows, dtype=torch.bool, device="cpu"),
+            (weight, torch.zeros(rows, 2, dtype=torch.int64, device=device)),
         )
 
     def place(self, state: StreamState, row: int) -> tuple:
@@ -291,7 +298,7 @@ class ChunkDecoding:
         if end:
             return (audio,), self.beginning(len(waiting))
         counts = torch.full_like(state.counts, length)
-        layers = weight, torch.tensor([[first, last]], device=weight.device).expand(len(weight), 2)
+        layers = weight, torch.tensor([[first, last]], dtype=torch.int64, device=weight.device).expand(len(weight), 2)
         return (audio,), StreamState(waiting, counts, state.started | bool(chunks), layers)
 
     def _check_order(self, last: int, next_one: int) -> None:

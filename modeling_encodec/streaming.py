@@ -48,10 +48,15 @@ class _Stream:
             )
         self.model, self.batch_size, self.mode = model, whole_number("batch_size", batch_size, 1), mode
         self._kind, self._compared, self._since_then = kind, None, 0
+        self._options = {"batch_size": self.batch_size, "mode": mode, "cuda_graphs": cuda_graphs}
 
     def _start(self, steps) -> None:
         self._steps = steps
         self._state = steps.beginning(self.batch_size)
+
+    def __reduce__(self):
+        given = {name: value for name, value in vars(self).items() if name in ("scales", "lengths")}
+        return _stream_again, (type(self), self.model, self._options, self._state, given)
 
     @property
     def state(self) -> StreamState:
@@ -147,6 +152,14 @@ class _Stream:
         return whole
 
 
+def _stream_again(kind: type, model: EncodecModel, options: dict, state: StreamState, given: dict) -> _Stream:
+    """The stream that was pickled."""
+    stream = kind(model, **options)
+    stream.state = state
+    vars(stream).update(given)
+    return stream
+
+
 class StreamingEncoder(_Stream):
     """Audio to codes as it comes (paper 3.1): `push` as often as there are samples, `flush` at the end.
 
@@ -181,7 +194,7 @@ class StreamingEncoder(_Stream):
     ):
         """Args:
             model: the codec, on the device that computes.
-            bandwidth: kbps, one of the model's, its smallest by default; or `num_quantizers`, the codebooks.
+            bandwidth: kbps, one of the model's, its first by default; or `num_quantizers`, the codebooks.
             batch_size: signals side by side; the same number of samples of each is pushed.
             mode: `exact` waits for the beginning's reflection, `low_latency` has silence before the signal.
             cuda_graphs: on a GPU, take one hop by a recorded graph. Change no weights then.
@@ -195,6 +208,7 @@ class StreamingEncoder(_Stream):
         """
         super().__init__(model, batch_size, mode, "encoder", cuda_graphs)
         self.num_quantizers = model.resolve_quantizers(bandwidth, num_quantizers)
+        self._options |= {"num_quantizers": self.num_quantizers, "onnx_step": onnx_step}
         self.scales = None
         if model.config.chunk_length is None:
             finish = functools.partial(model.quantize, num_quantizers=self.num_quantizers)
@@ -229,8 +243,7 @@ class StreamingEncoder(_Stream):
     def flush(self, rows: Iterable[int] | None = None) -> torch.Tensor:
         """End the signals of all rows, or of these `rows`: the codes (B, K, F) that are left; they then begin anew."""
         rows = self._check_rows(rows)
-        nothing = torch.zeros(len(rows), self.model.config.audio_channels, 0, device=self.model.device)
-        return self._encode(rows, nothing, end=True)
+        return self._encode(rows, self._no_samples(len(rows)), end=True)
 
     def finish(self, samples: torch.Tensor) -> torch.Tensor:
         """The last `samples` of all rows: `push` and `flush` in one, to the bit what `encode` does with the whole."""
@@ -239,11 +252,14 @@ class StreamingEncoder(_Stream):
     def _check_samples(self, samples: torch.Tensor) -> torch.Tensor:
         samples = as_audio("samples", samples)
         if samples.shape[-1:] == (0,):
-            return torch.zeros(self.batch_size, self.model.config.audio_channels, 0, device=self.model.device)
+            return self._no_samples(self.batch_size)
         samples = self.model.check_audio(samples)
         if len(samples) != self.batch_size:
             raise ValueError(f"samples are of {len(samples)} rows, allowed: {self.batch_size}")
         return samples.float()
+
+    def _no_samples(self, rows: int) -> torch.Tensor:
+        return torch.zeros(rows, self.model.config.audio_channels, 0, dtype=torch.float32, device=self.model.device)
 
     def _encode(self, rows: list[int], samples: torch.Tensor, end: bool) -> torch.Tensor:
         given = self._advance(rows, [(samples[place : place + 1],) for place in range(len(rows))], end)
@@ -294,7 +310,8 @@ class StreamingDecoder(_Stream):
             ValueError: as of `StreamingEncoder`; so are FileNotFoundError and ImportError.
         """
         super().__init__(model, batch_size, mode, "decoder", cuda_graphs)
-        self.lengths = torch.zeros(self.batch_size, dtype=torch.int64)
+        self._options |= {"onnx_step": onnx_step}
+        self.lengths = torch.zeros(self.batch_size, dtype=torch.int64, device="cpu")
         if model.config.chunk_length is None:
             hop = _onnx_hop(onnx_step, "decoder", model)
             options = {"prepare": model.embed_checked, "graphs": cuda_graphs, "onnx_hop": hop}
@@ -366,8 +383,9 @@ class StreamingDecoder(_Stream):
 
     def _decode(self, rows: list[int], pieces: list[tuple], end: bool) -> torch.Tensor:
         audio = [given for (given,) in self._advance(rows, pieces, end)]
-        self.lengths = torch.zeros(self.batch_size, dtype=torch.int64)
-        self.lengths[rows] = torch.tensor([part.shape[-1] for part in audio])
+        self.lengths = torch.zeros(self.batch_size, dtype=torch.int64, device="cpu")
+        for row, part in zip(rows, audio):
+            self.lengths[row] = part.shape[-1]
         return self._gather(rows, audio, 0)
 
 
@@ -427,7 +445,8 @@ def decode_blocks(model: EncodecModel, pieces: Iterable[tuple[torch.Tensor, floa
     decoder = StreamingDecoder(model)
     if model.config.chunk_length is not None:
         for codes, scale in pieces:
-            yield decoder.push(codes[None], torch.tensor([[1.0 if scale is None else scale]]))[0]
+            scale = torch.tensor([[1.0 if scale is None else scale]], dtype=torch.float32, device="cpu")
+            yield decoder.push(codes[None], scale)[0]
         yield decoder.flush()[0]
         return
     for codes, last in cut_blocks((codes for codes, _ in pieces), model.block_frames):

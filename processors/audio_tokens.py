@@ -9,8 +9,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +25,7 @@ from modeling_encodec.bitstream.fingerprints import codebook_fingerprint, stream
 from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.inputs_encodec import array_is_finite, audio_array, check_rate
 from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.precision_encodec import exact_float32
+from modeling_encodec.precision_encodec import SharedSetting, exact_float32, thread_count
 from modeling_encodec.processors.audio import AudioReader, join_blocks, match_channels, resample
 from modeling_encodec.training.clips import LEAST_COMPLETE, UnusableClip
 
@@ -139,16 +139,9 @@ def process_device(device: str | None, number: int) -> str:
     return f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
-@contextmanager
-def one_thread(device: str) -> Iterator[None]:
+def one_thread(device: str) -> AbstractContextManager:
     """PyTorch computes with one thread meanwhile, if on a CPU."""
-    before = torch.get_num_threads()
-    try:
-        if device == "cpu":
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return thread_count(1) if device == "cpu" else nullcontext()
 
 
 # ---- clips to codes -----------------------------------------------------------------------------------------------
@@ -294,12 +287,12 @@ def _decode(model: EncodecModel, rows: list[Tokens]) -> list[torch.Tensor]:
             if tokens.scales is None or len(tokens.scales) != len(frames):
                 given = None if tokens.scales is None else len(tokens.scales)
                 raise ValueError(f"scales are {given}, allowed: {len(frames)}, one for each chunk")
-            scales += [torch.tensor([[scale]]) for scale in tokens.scales.tolist()]
+            scales += [torch.tensor([[scale]], dtype=torch.float32, device="cpu") for scale in tokens.scales.tolist()]
     decoded = model.decode(
         stack_chunks(codes, shape).to(model.device),
         stack_scales(scales, shape) if config.normalize else None,
-        codes_lengths=torch.tensor([tokens.codes.shape[1] for tokens in rows]),
-        audio_lengths=torch.tensor([tokens.audio_length for tokens in rows]),
+        codes_lengths=np.array([tokens.codes.shape[1] for tokens in rows]),
+        audio_lengths=np.array([tokens.audio_length for tokens in rows]),
     )
     return decoded.rows()
 
@@ -309,13 +302,13 @@ def _decode(model: EncodecModel, rows: list[Tokens]) -> list[torch.Tensor]:
 
 def _packed(model: EncodecModel) -> dict[str, bytes]:
     """The files of a model; modules with parametrised weights cannot be pickled."""
-    with tempfile.TemporaryDirectory() as folder, _no_progress_bar():
+    with tempfile.TemporaryDirectory() as folder, _no_progress_bar.held():
         model.save_pretrained(folder, max_shard_size="1TB")
         return {name: (Path(folder) / name).read_bytes() for name in ("config.json", "model.safetensors")}
 
 
 def _load(source: str | dict[str, bytes], precision: str, device: str) -> EncodecModel:
-    with tempfile.TemporaryDirectory() as folder, _no_progress_bar():
+    with tempfile.TemporaryDirectory() as folder, _no_progress_bar.held(), torch.device("cpu"):
         if isinstance(source, dict):
             for name, data in source.items():
                 (Path(folder) / name).write_bytes(data)
@@ -330,12 +323,11 @@ def _load(source: str | dict[str, bytes], precision: str, device: str) -> Encode
     return model
 
 
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()
+def _hide_progress_bar() -> Callable[[], None]:
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    return bars.enable_progress_bar if shown else lambda: None
+
+
+_no_progress_bar = SharedSetting(_hide_progress_bar)

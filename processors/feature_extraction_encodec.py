@@ -23,7 +23,7 @@ class EncodecFeatureExtractor(extractor_base()):
     """Checks, scales and pads audio: clips to the model's `input_values` and `padding_mask`.
 
     Attributes:
-        feature_size (int): channels, 1 or 2.
+        feature_size (int): channels.
         sampling_rate (int): of the model, in Hz.
         padding_value (float): what rows are padded with.
         padding_side (str): "right"; or "left", where padding becomes silence that a row begins with, and codes are
@@ -59,7 +59,7 @@ class EncodecFeatureExtractor(extractor_base()):
         **kwargs,
     ):
         super().__init__(
-            feature_size=whole_number("feature_size", feature_size, 1, 2, allowed="1 (mono) or 2 (stereo)"),
+            feature_size=whole_number("feature_size", feature_size, 1),
             sampling_rate=check_rate("sampling_rate", sampling_rate),
             padding_value=float(real_number("padding_value", padding_value)),
             **kwargs,

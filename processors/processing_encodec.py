@@ -37,8 +37,8 @@ class EncodecProcessor(ProcessorMixin):
     """Audio to `input_ids`, `attention_mask` and `labels`; ids to codes and audio.
 
     `modeling_encodec.examples.audio_lm` trains a model on what it gives; `NextCodebook` there keeps sampling to the
-    codebook whose turn it is. With a codec a processor cannot be pickled: for data sets in several processes take
-    `CodecTokenizer`, and here its codes.
+    codebook whose turn it is. A processor is pickled with its codec's weights: for data sets in several processes
+    `CodecTokenizer`, and here its codes, is the lighter way.
 
     Args:
         feature_extractor (EncodecFeatureExtractor): of the codec.
@@ -279,7 +279,7 @@ class EncodecProcessor(ProcessorMixin):
         if sum(frames) != total:
             raise ValueError(f"there are {total} frames for {length} samples, allowed: {sum(frames)}")
         if not frames:
-            return torch.zeros(config.audio_channels, 0)
+            return torch.zeros(config.audio_channels, 0, dtype=torch.float32, device="cpu")
         chunks = codes.new_zeros(len(frames), 1, len(codes), max(frames))
         for chunk, piece in zip(chunks, codes.split(frames, dim=1)):
             chunk[0, :, : piece.shape[1]] = piece
@@ -289,7 +289,7 @@ class EncodecProcessor(ProcessorMixin):
             chunks,
             scales if config.normalize else None,
             last_frame_pad_length=frames[0] - frames[-1],
-            audio_lengths=None if length is None else torch.tensor([length]),
+            audio_lengths=None if length is None else torch.tensor([length], dtype=torch.int64, device="cpu"),
             return_dict=True,
         )
         return decoded.audio_values[0].float().cpu()
@@ -435,7 +435,7 @@ def _chunk_scales(scales, chunks: int) -> list[torch.Tensor]:
     scales = scales[: len(scales) if scales[chunks:].any() else chunks]  # a batch has 0 past a row's end
     if scales.shape != (chunks,):
         raise ValueError(f"audio_scales are {scales.shape[0]}, allowed: {chunks}, one a chunk")
-    return [torch.tensor([[scale]], dtype=torch.float32) for scale in scales.tolist()]
+    return [torch.tensor([[scale]], dtype=torch.float32, device="cpu") for scale in scales.tolist()]
 
 
 EncodecProcessor.register_for_auto_class()

@@ -140,3 +140,29 @@ def test_streams_by_onnx_steps_are_the_same(small_models, tmp_path):
         StreamingDecoder(other, onnx_step=paths["decoder"])
     with pytest.raises(ValueError, match="is a step of"):
         StreamingDecoder(model, onnx_step=paths["encoder"])
+
+
+@torch.no_grad()
+def test_tracing_is_refused_by_name(small_models, lms, tmp_path):
+    """It would give the example's codes for every clip, and fail for other lengths."""
+    model, lm = small_models["24khz"], lms["24khz"]
+    audio, codes = make_audio(model, 1, 5000), make_codes(model, 1, 9)
+    encoder, decoder = coders(model)
+    for traced, given in (
+        (encoder, audio),
+        (decoder, codes),
+        (model, audio),
+        (lambda x: model.encode(x).audio_codes, audio),
+        (lambda x: model.decode(x[None]).audio_values, codes),
+        (lambda x: model.quantize(x, 2), model.encoder(audio)),
+        (lambda x: model.quantizer(x, 2).latents, model.encoder(audio)),
+        (model.encoder, audio),
+        (model.decoder, model.embed(codes)),
+        (lambda x: lm(x).logits, codes),
+        (lambda x: lm.frequencies(x)[0], codes),
+    ):
+        with pytest.raises(RuntimeError, match=r"^torch.jit.trace of .* allowed: torch.export.export"):
+            torch.jit.trace(traced, given, check_trace=False)
+    with pytest.raises(RuntimeError, match=r"^torch.jit.trace of .* dynamo=True"):
+        torch.onnx.export(encoder, (audio,), tmp_path / "encoder.onnx", dynamo=False)
+    assert encoder(audio)[0].shape == (1, model.config.num_quantizers, 16)

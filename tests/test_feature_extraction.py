@@ -163,8 +163,8 @@ def test_refuses_padding_with_truncation_and_unknown_padding():
         run(MONO, CLIP, padding=True, truncation=True)
     with pytest.raises(ValueError, match="'left'"):
         run(MONO, CLIP, padding="left")
-    with pytest.raises(ValueError, match="feature_size is 3"):
-        EncodecFeatureExtractor(3)
+    with pytest.raises(ValueError, match="feature_size is 0"):
+        EncodecFeatureExtractor(0)
     with pytest.raises(ValueError, match="padding_side is 'both', allowed: right, left"):
         EncodecFeatureExtractor(padding_side="both")
 

@@ -307,11 +307,35 @@ def test_every_parameter_can_learn(name, training):
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all() and parameter.grad.any(), key
 
 
-def test_decode_is_differentiable(fresh):
-    codes = fresh.encode(noise(1, 1, 3200)).audio_codes
-    fresh.decode(codes).audio_values.square().mean().backward()
-    assert all(parameter.grad is not None for parameter in fresh.decoder.parameters())
-    assert all(parameter.grad is None for parameter in fresh.encoder.parameters())
+@pytest.mark.parametrize("config", [EncodecConfig.preset_24khz, EncodecConfig.preset_48khz])
+def test_decode_has_gradients_where_the_model_trains(config):
+    model = make_model(config(num_filters=4, hidden_size=16)).train()
+    coded = model.encode(noise(1, model.config.audio_channels, 3200))
+    for audio in (model.decode(**coded), model(noise(1, model.config.audio_channels, 3200))):
+        model.zero_grad()
+        audio.audio_values.square().mean().backward()
+        assert all(parameter.grad is not None for parameter in model.decoder.parameters())
+        assert all(parameter.grad is None for parameter in model.encoder.parameters())
+    model.eval()
+    model.decoder(model.embed(coded.audio_codes[0])).sum().backward()  # asked for there, in any mode
+
+
+@pytest.mark.parametrize("config", [EncodecConfig.preset_24khz, EncodecConfig.preset_48khz])
+def test_decode_keeps_no_graph_elsewhere(config):
+    """Nothing is kept for a way back, and audio comes in the blocks, so the bits, that it has without gradients."""
+    model = make_model(config(num_filters=4, hidden_size=16))
+    audio = noise(1, model.config.audio_channels, 330000)  # more than a block
+    with torch.no_grad():
+        coded = model.encode(audio)
+        wanted = model.decode(**coded).audio_values
+    frozen = make_model(config(num_filters=4, hidden_size=16)).requires_grad_(False).train()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda packed: packed):
+        for one in (model, frozen):
+            for decoded in (one.decode(**coded).audio_values, one(audio).audio_values):
+                assert not decoded.requires_grad and torch.equal(decoded, wanted)
+                decoded.numpy()
+    assert not kept
 
 
 def test_encode_keeps_no_graph(fresh):

@@ -294,3 +294,17 @@ def test_mel_distance():
     assert there[0, 0].item() == pytest.approx(expected, rel=1e-4)
     with pytest.raises(ValueError, match=r"\(2, 1, 9000\) and \(2, 1, 8999\)"):
         mel_distance(signal, signal[..., 1:], 24000)
+
+
+def test_other_numbers_of_scales_or_maps_are_refused():
+    maps = [[torch.randn(2, 3, 4, 5, requires_grad=True) for _ in range(5)] for _ in range(3)]
+    assert feature_loss(maps, maps, 2) == 0
+    for fake in (maps[:2], [*maps, maps[0]], [maps[0][:4], *maps[1:]], []):
+        with pytest.raises(ValueError, match=r"fake has .* feature maps, .* allowed: as many as real, \[5, 5, 5\]"):
+            feature_loss(maps, fake, 2)
+    logits = [torch.randn(2, 1, 3, 3) for _ in range(3)]
+    for fake in (logits[:2], []):
+        with pytest.raises(ValueError, match=f"fake has {len(fake)} scales, allowed: as many as real, 3"):
+            discriminator_loss(logits, fake)
+    with pytest.raises(ValueError, match="fake has 0 scales, allowed: as many as real, 0, not 0"):
+        discriminator_loss([], [])

@@ -41,7 +41,7 @@ def compress(
     Args:
         model: the codec.
         audio: (channels, T) at the model's rate, in [-1, 1]; integer PCM is scaled to that.
-        bandwidth: kbps, one of the model's; its smallest by default.
+        bandwidth: kbps, one of the model's; its first by default.
         lm: language model, with its integer form, that codes what gets shorter by it (paper 3.3).
         **options (keyword arguments): as of `compress_to_file`: `num_quantizers`, `model_name`, `lm_name`,
             `segment_seconds`, `version`.
@@ -92,7 +92,7 @@ def compress_to_file(
         model: the codec.
         audio: (channels, T) at the model's rate, in [-1, 1]; integer PCM is scaled to that.
         file: binary, open for writing; it need not be seekable.
-        bandwidth: kbps, one of the model's; its smallest by default.
+        bandwidth: kbps, one of the model's; its first by default.
         lm: language model, with its integer form, that codes what gets shorter by it (paper 3.3).
         num_quantizers: codebooks, instead of `bandwidth`.
         model_name: what the file calls the model; by default, the folder or Hub id it was loaded from.
@@ -159,7 +159,7 @@ def compress_blocks(
         model: the codec.
         blocks: audio (channels, T) at the model's rate, piece by piece.
         file: binary, open for writing; it need not be seekable.
-        bandwidth: kbps, one of the model's; its smallest by default.
+        bandwidth: kbps, one of the model's; its first by default.
         lm: as of `compress_to_file`; so are `num_quantizers`, `model_name`, `lm_name` and `segment_seconds`.
         audio_length: samples of the whole clip, if known.
 

@@ -26,6 +26,7 @@ from modeling_encodec.batching_encodec import as_tensor
 from modeling_encodec.bitstream.arithmetic_coder import ArithmeticDecoder, ArithmeticEncoder, cumulative_shares
 from modeling_encodec.bitstream.ecdc import EcdcError
 from modeling_encodec.modeling_lm_encodec import NO_CODE, EncodecLM, EncodecLMLayer
+from modeling_encodec.precision_encodec import exact_float32, thread_count
 
 
 def encode_segment(lm: EncodecLM, codes: torch.Tensor | np.ndarray, *, threads: int = 1) -> bytes:
@@ -107,19 +108,20 @@ class OriginalSteps:
         self._head_biases = _copies(lm.head.bias.detach().unflatten(0, heads)[:codebooks])
         self._input_norm = _pair(lm.input_norm)
         self._layers = [_OriginalLayer(layer) for layer in lm.layers]
-        nothing = torch.zeros(1, 1, config.hidden_size, dtype=torch.float32)  # what attention sees before all frames
+        # What attention sees before all frames.
+        nothing = torch.zeros(1, 1, config.hidden_size, dtype=torch.float32, device="cpu")
         self._pasts = [nothing] * len(self._layers)
         self._position = 0
         # Whole exponents over half - 1, not a power for each step of a fraction: the roundings are the original's.
         half = config.hidden_size // 2
-        self._rates = 10000 ** (torch.arange(half, dtype=torch.float32).view(1, 1, -1) / (half - 1))
+        self._rates = 10000 ** (torch.arange(half, dtype=torch.float32, device="cpu").view(1, 1, -1) / (half - 1))
 
     @torch.no_grad()
     def __call__(self, frame: list[int]) -> torch.Tensor:
         """Probabilities (K, codebook_size) of the codes after `frame`, which is all -1 where there is none."""
-        rows = torch.tensor(frame).view(-1, 1, 1) + 1
+        rows = torch.tensor(frame, dtype=torch.int64, device="cpu").view(-1, 1, 1) + 1
         hidden = sum(embedding(row, table) for row, table in zip(rows, self._embeddings, strict=True))
-        phase = torch.tensor(self._position).view(1, 1, 1) / self._rates
+        phase = torch.tensor(self._position, dtype=torch.int64, device="cpu").view(1, 1, 1) / self._rates
         hidden = _norm(hidden, self._input_norm) + torch.cat([phase.cos(), phase.sin()], dim=-1)
         for number, layer in enumerate(self._layers):
             keys = torch.cat([self._pasts[number], hidden], dim=1)
@@ -146,13 +148,14 @@ class _OriginalLayer:
 
     def _attend(self, hidden: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         width, keys = hidden.shape[2], keys.transpose(0, 1)
-        hides_nothing = torch.zeros(1, len(keys), dtype=torch.bool)  # but without a mask other kernels may be chosen
+        # It hides nothing, but without a mask other kernels may be chosen.
+        mask = torch.zeros(1, len(keys), dtype=torch.bool, device="cpu")
         attended, _ = multi_head_attention_forward(
             *(hidden.transpose(0, 1), keys, keys, width, self._heads),
             *(*self._input_projection, None, None, False, 0.0, *self._output_projection),
             training=False,
             need_weights=False,
-            attn_mask=hides_nothing,
+            attn_mask=mask,
         )
         return attended.transpose(0, 1)
 
@@ -171,13 +174,6 @@ def _norm(hidden: torch.Tensor, pair: list[torch.Tensor]) -> torch.Tensor:
 
 @contextmanager
 def _as_by_default(threads: int) -> Iterator[None]:
-    """So many threads, full precision: what the caller has set must not change a bit. It is put back after."""
-    threads_before, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        torch.set_num_threads(threads_before)
-        torch.set_float32_matmul_precision(precision)
+    """So many threads, full precision: what the caller has set must not change a bit."""
+    with thread_count(threads), exact_float32():
+        yield

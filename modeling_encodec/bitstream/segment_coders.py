@@ -83,7 +83,8 @@ class LMCoder:
         words = [payload[:-size].ljust(-(-len(payload[:-size]) // 4) * 4, b"\0") for payload in payloads]
         coders = [constriction.stream.queue.RangeDecoder(np.frombuffer(w, "<u4").astype(np.uint32)) for w in words]
         codes = np.zeros((len(coders), codebooks, max(frames)), dtype=np.int64)
-        previous, cache = torch.full((len(coders), codebooks, 1), NO_CODE, device="cpu"), None
+        shape, cache = (len(coders), codebooks, 1), None
+        previous = torch.full(shape, NO_CODE, dtype=torch.int64, device="cpu")
         failed = set()
         for frame in range(max(frames)):
             shares, cache = self.integer.shares(previous, cache)

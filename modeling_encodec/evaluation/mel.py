@@ -31,7 +31,7 @@ class MelSpectrogram(nn.Module):
     def __init__(self, sampling_rate: int, window: int, bands: int = 64, lowest: float = 0.0):
         super().__init__()
         self.window, self.hop = window, window // 4
-        hann = torch.hann_window(window)
+        hann = torch.hann_window(window, dtype=torch.float32, device="cpu")
         self.register_buffer("analysis", hann / hann.norm(), persistent=False)
         filters = mel_filters(window, bands, sampling_rate, lowest)
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)

@@ -23,7 +23,9 @@ class Adversary:
 
     def __init__(self, config: TrainingConfig, sampling_rate: int, device: torch.device):
         self.config = config
-        self.network = MultiScaleSTFTDiscriminator(windows_for(sampling_rate), config.discriminator_filters).to(device)
+        with torch.device("cpu"):  # equal first weights everywhere
+            network = MultiScaleSTFTDiscriminator(windows_for(sampling_rate), config.discriminator_filters)
+        self.network = network.to(device)
         self.judge = torch.compile(self.network) if config.compile else self.network
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), config.discriminator_learning_rate, (config.beta1, config.beta2)

@@ -66,9 +66,8 @@ class CodecUpdate:
         if unknown:
             raise ValueError(f"bandwidths are {self.bandwidths}, allowed: {model.config.target_bandwidths}")
         # How often codes were really used, as a running mean: for the log and the guards.
-        self.code_counts = torch.zeros(
-            model.config.num_quantizers, model.config.codebook_size, device=accelerator.device
-        )
+        shape = model.config.num_quantizers, model.config.codebook_size
+        self.code_counts = torch.zeros(shape, dtype=torch.float32, device=accelerator.device)
         names = self.bandwidths if config.discriminators == "per_bandwidth" else ["all"]
         rate = model.config.sampling_rate
         self.adversaries = {}
@@ -179,7 +178,7 @@ class CodecUpdate:
             first=first,
             iterations=self.config.kmeans_iterations,
             batches=len(batches),
-            generator=torch.Generator().manual_seed(self.config.seed),
+            generator=torch.Generator("cpu").manual_seed(self.config.seed),
         )
 
     def _adversary(self, bandwidth: float, update: int) -> Adversary | None:
@@ -196,7 +195,7 @@ class CodecUpdate:
                 statistics,
                 decay=self.config.codebook_decay,
                 dead_code_threshold=0 if self.config.upstream_quantizer else self.config.dead_code_threshold,
-                generator=torch.Generator().manual_seed(choices.codebook_seed),
+                generator=torch.Generator("cpu").manual_seed(choices.codebook_seed),
             )
         self.code_counts[: len(counts)].lerp_(counts, 1 - self.config.codebook_decay)
 

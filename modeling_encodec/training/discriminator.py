@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+from modeling_encodec.pickling_encodec import PickledByWeights
+
 
 # Windows at 24 kHz; 48 kHz doubles them, so that they last as long (paper 3.4).
 WINDOWS = (2048, 1024, 512, 256, 128)
@@ -22,22 +24,26 @@ def windows_for(sampling_rate: int) -> tuple[int, ...]:
     return tuple(window * 2 for window in WINDOWS) if sampling_rate >= 48_000 else WINDOWS
 
 
-class STFTDiscriminator(nn.Module):
+class STFTDiscriminator(PickledByWeights):
     """One scale: (B, 1, T) audio to logits (B, 1, time, frequency) and the five feature maps before them."""
 
-    def __init__(self, window: int, filters: int = 32, *, slope: float = 0.2):
+    def __init__(self, window: int, filters: int = 32, slope: float = 0.2):
         super().__init__()
         self.window, self.slope = window, slope
         # Divided by the window's norm: loudness does not depend on the scale.
-        hann = torch.hann_window(window)
+        hann = torch.hann_window(window, dtype=torch.float32)
         self.register_buffer("analysis", hann / hann.norm(), persistent=False)
-        layers = [nn.Conv2d(2, filters, (3, 9), padding=(1, 4))]
+        layers = [nn.Conv2d(2, filters, (3, 9), padding=(1, 4), dtype=torch.float32)]
         for dilation in (1, 2, 4):
             padding = (dilation, 4)
-            layers.append(nn.Conv2d(filters, filters, (3, 9), (1, 2), padding, dilation=(dilation, 1)))
-        layers.append(nn.Conv2d(filters, filters, 3, padding=1))
+            layers.append(nn.Conv2d(filters, filters, (3, 9), (1, 2), padding, (dilation, 1), dtype=torch.float32))
+        layers.append(nn.Conv2d(filters, filters, 3, padding=1, dtype=torch.float32))
         self.convs = nn.ModuleList([layers[0], *(weight_norm(layer) for layer in layers[1:])])
-        self.conv_post = weight_norm(nn.Conv2d(filters, 1, 3, padding=1))
+        self.conv_post = weight_norm(nn.Conv2d(filters, 1, 3, padding=1, dtype=torch.float32))
+
+    def made_with(self) -> tuple:
+        """Window, filters and slope."""
+        return self.window, self.conv_post.in_channels, self.slope
 
     def spectrogram(self, audio: torch.Tensor) -> torch.Tensor:
         """Complex STFT of (B, 1, T) as (B, 2, time, frequency) in channels-last memory, real part first."""
@@ -55,7 +61,7 @@ class STFTDiscriminator(nn.Module):
         return self.conv_post(x), features
 
 
-class MultiScaleSTFTDiscriminator(nn.Module):
+class MultiScaleSTFTDiscriminator(PickledByWeights):
     """A discriminator for each window. Stereo channels are judged separately (paper 3.4): they join the batch.
 
     Args:
@@ -64,11 +70,15 @@ class MultiScaleSTFTDiscriminator(nn.Module):
         slope: of the leaky ReLUs; `encodec` 0.2, audiocraft 0.3.
     """
 
-    def __init__(self, windows: Sequence[int] = WINDOWS, filters: int = 32, *, slope: float = 0.2):
+    def __init__(self, windows: Sequence[int] = WINDOWS, filters: int = 32, slope: float = 0.2):
         super().__init__()
         self.windows = tuple(windows)
         self.discriminators = nn.ModuleList([STFTDiscriminator(window, filters, slope=slope) for window in windows])
         self.to(memory_format=torch.channels_last)
+
+    def made_with(self) -> tuple:
+        """Windows, filters and slope."""
+        return self.windows, *self.discriminators[0].made_with()[1:]
 
     def forward(self, audio: torch.Tensor) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
         """Logits (B * channels, 1, time, frequency) and five feature maps of every scale, for (B, channels, T) audio.

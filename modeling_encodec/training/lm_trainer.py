@@ -26,7 +26,7 @@ from modeling_encodec.training.lm_update import LMUpdate, rates_of
 from modeling_encodec.training.mixing import TrainingAudio
 from modeling_encodec.training.optimization import Averages
 from modeling_encodec.training.options import require
-from modeling_encodec.training.run import TrainingRun, check_folder
+from modeling_encodec.training.run import TrainingRun, load_model, new_model
 from modeling_encodec.training.validation import read_clips
 
 
@@ -68,12 +68,13 @@ class LMTrainer(TrainingRun):
         """
         super().__init__(config)
         state, device = self.state, self.accelerator.device
-        source = config.codec or bundled_checkpoint()
-        check_folder(source)
-        codec = EncodecModel.from_pretrained(source, dtype=torch.float32)
+        codec = load_model(EncodecModel, config.codec or bundled_checkpoint())
         self.codec = codec.eval().requires_grad_(False).to(device)
         self.fingerprint = codebook_fingerprint(codec)
-        lm = self._new_model() if state is None else EncodecLM(EncodecLMConfig.from_dict(state["architecture"]))
+        if state is None:
+            lm = self._new_model()
+        else:
+            lm = new_model(EncodecLM, EncodecLMConfig.from_dict(state["architecture"]))
         if state is not None and lm.config.codec_fingerprint != self.fingerprint:
             raise ValueError(
                 f"the codec's codebooks are {self.fingerprint}, allowed: {lm.config.codec_fingerprint}, as in the run "
@@ -139,9 +140,8 @@ class LMTrainer(TrainingRun):
         if config.model is None:
             names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
             own = {name: getattr(config, name) for name in (*names, "context_seconds", "max_positions")}
-            return EncodecLM(EncodecLMConfig.for_codec(codec, codec_fingerprint=self.fingerprint, **own))
-        check_folder(config.model)
-        lm = EncodecLM.from_pretrained(config.model, dtype=torch.float32)
+            return new_model(EncodecLM, EncodecLMConfig.for_codec(codec, codec_fingerprint=self.fingerprint, **own))
+        lm = load_model(EncodecLM, config.model)
         if (lm.config.num_codebooks, lm.config.codebook_size) != (codec.num_quantizers, codec.codebook_size):
             raise ValueError(
                 f"the language model has {lm.config.num_codebooks} codebooks of {lm.config.codebook_size}, allowed: "
@@ -230,7 +230,7 @@ class LMTrainer(TrainingRun):
                 "interval": self.reporter.state_dict(),
             }
             save_checkpoint(self.folder, state, self.config)
-            lm = EncodecLM(EncodecLMConfig.from_dict(self.lm.config.to_dict()))
+            lm = new_model(EncodecLM, EncodecLMConfig.from_dict(self.lm.config.to_dict()))
             lm.load_state_dict({name: tensor.cpu() for name, tensor in self.averages.weights().items()})
             if self.update == self.config.updates:
                 lm.quantize(self._calibration_codes())

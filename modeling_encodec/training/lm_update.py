@@ -59,7 +59,7 @@ class LMUpdate:
         codes = codes[:, : self.codec.num_quantizers_for_bandwidth(choices.bandwidth)]
         total = self._sum((codes != IGNORED).sum().float())
         self.optimizer.zero_grad()
-        bits = torch.zeros(codes.shape[1], device=codes.device)
+        bits = torch.zeros(codes.shape[1], dtype=torch.float32, device=codes.device)
         parts = self.config.accumulation_steps
         for part, offset in zip(codes.chunk(parts), positions.chunk(parts)):
             bits += self._part(part, offset, total)

@@ -60,7 +60,10 @@ def generator_loss(logits: Logits, kind: Literal["hinge", "linear"] = "hinge") -
 
 
 def discriminator_loss(real: Logits, fake: Logits) -> torch.Tensor:
-    """Hinge loss of the discriminators (paper 3.4): mean over scales of max(0, 1 - D(real)) + max(0, 1 + D(fake))."""
+    """Hinge loss of the discriminators (paper 3.4): mean over scales of max(0, 1 - D(real)) + max(0, 1 + D(fake)).
+    Other numbers of scales are a ValueError."""
+    if not real or len(real) != len(fake):
+        raise ValueError(f"fake has {len(fake)} scales, allowed: as many as real, {len(real)}, not 0")
     losses = [F.relu(1 - x.float()).mean() + F.relu(1 + y.float()).mean() for x, y in zip(real, fake)]
     return torch.stack(losses).mean()
 
@@ -75,7 +78,15 @@ def feature_loss(
         fake: those of decoded audio, in the same shapes.
         examples: in the batch; the mean in the denominator is over one of them.
         kind: `absolute` leaves the division out, as audiocraft does (there, by mistake).
+
+    Raises:
+        ValueError: if the two have other numbers of scales or maps.
     """
+    ours, theirs = ([len(scale) for scale in features] for features in (fake, real))
+    if not sum(theirs) or ours != theirs:
+        raise ValueError(
+            f"fake has {ours} feature maps, one number a scale, allowed: as many as real, {theirs}, not 0"
+        )
     losses = []
     for x, y in zip((x for scale in real for x in scale), (y for scale in fake for y in scale)):
         # Not flattened: that would copy maps in channels-last memory.

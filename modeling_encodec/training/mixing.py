@@ -157,6 +157,10 @@ def batch_loader(
 
 class _Loader(DataLoader):
     def __iter__(self):
+        with torch.device("cpu"):  # where PyTorch's loader draws its seed, whatever the default device is
+            return self._begin()
+
+    def _begin(self):
         # Workers are born with these signals blocked: one that comes before `_start_worker` would end them.
         if not hasattr(signal, "pthread_sigmask"):  # Windows
             return super().__iter__()

@@ -19,6 +19,8 @@ from accelerate.utils import InitProcessGroupKwargs
 from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
 
 from modeling_encodec.conversion.push_to_hub import make_repository, push_folder
 from modeling_encodec.training.checkpoint import CHECKPOINT, load_checkpoint
@@ -135,7 +137,7 @@ class TrainingRun:
         late = limit is not None and time.monotonic() - self.started > 60 * limit
         stop = bool(signals.received or late)
         if self.accelerator.num_processes > 1:
-            flag = torch.tensor(float(stop), device=self.accelerator.device)
+            flag = torch.tensor(float(stop), dtype=torch.float32, device=self.accelerator.device)
             stop = bool(self.accelerator.reduce(flag, "sum") > 0)
         if stop:
             logger.info("stopping after update %d (%s)", self.update, signals.received or "time, or another process")
@@ -195,14 +197,23 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     return accelerator
 
 
-def check_folder(source: str | Path) -> None:
-    """Refuse a path without a model; the Hub's message would be of repository ids.
+def new_model(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of this `kind` and `config`, float32 on the CPU: equal first weights whatever PyTorch's defaults are."""
+    with torch.device("cpu"):
+        return kind._from_config(config, dtype=torch.float32)
+
+
+def load_model(kind: type[PreTrainedModel], source: str | Path) -> PreTrainedModel:
+    """The model of this `kind` at `source`, a folder or a Hub id, float32 on the CPU.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
+        FileNotFoundError: if there is no such folder; the Hub's message would be of repository ids.
+        OSError: if there is no such model.
     """
     if Path(source).is_absolute() and not Path(source).is_dir():
         raise FileNotFoundError(f"{source}: no such model folder")
+    with torch.device("cpu"):
+        return kind.from_pretrained(source, dtype=torch.float32)
 
 
 def _share_of_batch(config: RunConfig, processes: int) -> int:

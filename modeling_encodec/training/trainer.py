@@ -19,7 +19,7 @@ from modeling_encodec.training.corpora import Corpus, open_corpora
 from modeling_encodec.training.guards import Guard, find_warnings
 from modeling_encodec.training.mixing import TrainingAudio
 from modeling_encodec.training.optimization import Averages
-from modeling_encodec.training.run import TrainingRun, check_folder
+from modeling_encodec.training.run import TrainingRun, load_model, new_model
 from modeling_encodec.training.validation import decode_clips, read_clips, validate
 
 
@@ -70,7 +70,10 @@ class CodecTrainer(TrainingRun):
         super().__init__(config)
         state = self.state
         # A run that goes on needs nothing but its checkpoint.
-        model = build_model(config) if state is None else EncodecModel(EncodecConfig.from_dict(state["architecture"]))
+        if state is None:
+            model = build_model(config)
+        else:
+            model = new_model(EncodecModel, EncodecConfig.from_dict(state["architecture"]))
         self.model = model.to(self.accelerator.device).train()
         first, count = config.restart_codebooks_from, model.config.num_quantizers
         if first is not None and first >= count:
@@ -204,6 +207,5 @@ def build_model(config: TrainingConfig) -> EncodecModel:
     """
     source = config.model
     if source is None:
-        return EncodecModel(ARCHITECTURES[config.architecture]())
-    check_folder(source)
-    return EncodecModel.from_pretrained(source, dtype=torch.float32)
+        return new_model(EncodecModel, ARCHITECTURES[config.architecture]())
+    return load_model(EncodecModel, source)

@@ -196,7 +196,7 @@ def _in_the_page(function: Callable) -> Callable:
 
 def _introduction(model: EncodecModel, lm: EncodecLM | None, limits: Limits) -> str:
     config = model.config
-    kind = "stereo" if config.audio_channels == 2 else "mono"
+    kind = {1: "mono", 2: "stereo"}.get(config.audio_channels, f"{config.audio_channels} channels")
     by_lm = "" if lm is None else f", language model `{name_of(lm)}`"
     return (
         "# EnCodec\n"
