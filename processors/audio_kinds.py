@@ -1,0 +1,79 @@
+"""Kinds of files by their suffixes: what is audio to every command, and what is said of the rest."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import soundfile
+
+from modeling_encodec.processors.audio_ffmpeg import OTHER_SUFFIXES, ffmpeg_path, ffmpeg_version
+
+
+_ALIASES = {
+    "AIFF": (".aif", ".aifc"), "AU": (".snd",), "IRCAM": (".sf",), "MP3": (".mp2", ".mp1", ".mpga"),
+    "NIST": (".sph",), "OGG": (".oga", ".opus"), "SVX": (".8svx", ".16svx", ".iff"),
+    "W64": (".wave64",), "WAV": (".wave", ".bwf"), "RF64": (".bw64",),
+}  # fmt: skip
+
+
+def _libsndfile_suffixes() -> tuple[str, ...]:
+    first = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+    there = [name for name in soundfile.available_formats() if name != "RAW"]  # it has no header
+    found = {suffix for name in there for suffix in (f".{name.lower()}", *_ALIASES.get(name, ()))}
+    return (*(suffix for suffix in first if suffix in found), *sorted(found - set(first)))
+
+
+# What libsndfile reads, the usual ones first.
+AUDIO_SUFFIXES = _libsndfile_suffixes()
+
+
+class OtherFiles:
+    """Files met in listing a corpus that libsndfile does not read, counted by suffix.
+
+    Attributes:
+        decoded (Counter): of what ffmpeg reads, if it is installed.
+        left_out (Counter): of what nothing reads.
+    """
+
+    def __init__(self):
+        self.decoded, self.left_out = Counter(), Counter()
+
+    def take(self, name: str) -> bool:
+        """Whether a file is audio by its name; it is counted if libsndfile does not read it."""
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix in AUDIO_SUFFIXES:
+            return True
+        decoded = suffix in OTHER_SUFFIXES and ffmpeg_path() is not None
+        (self.decoded if decoded else self.left_out)[suffix] += 1
+        return decoded
+
+    def describe(self) -> dict:
+        """JSON: how many of which suffix are read by ffmpeg, and left out."""
+        return {"read_by_ffmpeg": _sorted(self.decoded), "left_out": _sorted(self.left_out)}
+
+    def lines(self) -> list[str]:
+        """What is to be said of them; nothing if there are none."""
+        said = []
+        if self.decoded:
+            said.append(f"{_count(self.decoded)}, read by ffmpeg {ffmpeg_version()}")
+        if self.left_out:
+            lacking = set(self.left_out) & set(OTHER_SUFFIXES)
+            why = "; ffmpeg is not installed, which reads some of them" if lacking else ""
+            said.append(f"{_count(self.left_out)}, left out{why}")
+        return said
+
+
+def list_audio(folder: str | os.PathLike, other: OtherFiles | None = None) -> list[Path]:
+    """The audio files in a folder and below it, sorted; the rest is counted in `other`."""
+    other = OtherFiles() if other is None else other
+    return [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and other.take(path.name)]
+
+
+def _sorted(counts: Counter) -> dict[str, int]:
+    return {suffix: counts[suffix] for suffix in sorted(counts)}
+
+
+def _count(counts: Counter) -> str:
+    total = counts.total()
+    kinds = ", ".join(f"{suffix or 'no suffix'} ({count})" for suffix, count in _sorted(counts).items())
+    return f"{total} {'file' if total == 1 else 'files'} of other kinds: {kinds}"
