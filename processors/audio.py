@@ -1,8 +1,8 @@
 """Audio in and out: files, sampling rates, channels, clipping.
 
 Files go through libsndfile (wav, flac, ogg, opus, mp3 ...; other kinds through ffmpeg where it is installed), rates
-through soxr "HQ", everywhere in the project, so that training, evaluation and use hear the same thing. Audio is float32
-(channels, T) in [-1, 1].
+through soxr "HQ", everywhere in the project, so that training, evaluation and use hear the same thing. Audio is
+float32 (channels, T) in [-1, 1].
 
 Channel policy: to mono, the mean of all channels; mono to stereo, the same signal twice; more than two channels to
 stereo is refused, since there is no one right mix.
@@ -22,6 +22,7 @@ import soxr
 
 from modeling_encodec.atomic import atomic_path
 from modeling_encodec.processors.audio_files import AudioFile, check_segment, segment_span
+from modeling_encodec.processors.audio_kinds import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 
 
 # Samples of a channel that are read at a time.
@@ -69,6 +70,7 @@ class AudioReader:
         *,
         offset: float | None = None,
         duration: float | None = None,
+        embedded: bool = False,
     ):
         """Args:
             source: a path, or a binary file that can be sought in.
@@ -78,6 +80,7 @@ class AudioReader:
             offset: seconds into the file at which the audio begins, as a file of its own that is cut there at the
                 nearest sample.
             duration: seconds of it; to the file's end by default.
+            embedded: the file may be that segment already, if it is as long.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -101,18 +104,18 @@ class AudioReader:
         self.sampling_rate = self.rate if sampling_rate is None else sampling_rate
         self._left: int | None = None  # samples to read yet, None: all
         try:
-            self.seconds = self._cut(offset, duration)
+            self.seconds = self._cut(offset, duration, embedded)
         except BaseException:
             self.file.close()
             raise
 
-    def _cut(self, offset: float | None, duration: float | None) -> float | None:
+    def _cut(self, offset: float | None, duration: float | None, embedded: bool) -> float | None:
         with self._named():
             frames = self.file.known_frames
             if (offset, duration) == (None, None):
                 return None if frames is None else frames / self.rate
             frames = self.file.count_frames() if frames is None else frames
-            first, self._left = segment_span(offset, duration, self.rate, frames)
+            first, self._left = segment_span(offset, duration, self.rate, frames, embedded=embedded)
             self.file.seek(first)
             return self._left / self.rate
 
@@ -168,6 +171,7 @@ def read_audio(
     *,
     offset: float | None = None,
     duration: float | None = None,
+    embedded: bool = False,
 ) -> tuple[np.ndarray, int]:
     """Audio of a file, brought to a sampling rate and a number of channels if they are given.
 
@@ -178,6 +182,7 @@ def read_audio(
         channels: of the result, 1 or 2; the file's own by default.
         offset: seconds into the file at which the audio begins; see `AudioReader`.
         duration: seconds of it; to the file's end by default.
+        embedded: the file may be that segment already, if it is as long.
 
     Returns:
         The audio, float32 (channels, T), and its sampling rate in Hz.
@@ -196,7 +201,8 @@ def read_audio(
         >>> audio.shape, audio.dtype, rate, round(float(audio[0, 12000]), 3)
         ((1, 24000), dtype('float32'), 24000, 0.375)
     """
-    with AudioReader(source, sampling_rate, channels, offset=offset, duration=duration) as reader:
+    part = {"offset": offset, "duration": duration, "embedded": embedded}
+    with AudioReader(source, sampling_rate, channels, **part) as reader:
         return join_blocks(reader), reader.sampling_rate
 
 

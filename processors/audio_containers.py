@@ -20,7 +20,6 @@ KNOWN_CHUNKS = {b"LIST", b"fact", b"cue ", b"smpl", b"bext", b"iXML", b"id3 ", b
 W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")
 
 
-
 @dataclass(frozen=True)
 class Layout:
     """How a container writes chunks: the bytes of a name, whether these are four letters or a GUID that ends so, the

@@ -49,12 +49,12 @@ def ffmpeg_version() -> str | None:
     return told[2] if len(told) > 2 else "unknown"
 
 
-def ffmpeg_reads(file: BinaryIO, name: str) -> bool:
+def for_ffmpeg(file: BinaryIO, name: str) -> bool:
     """Whether ffmpeg is to try a file that libsndfile does not read: by its first bytes, or its name's suffix."""
     file.seek(0)
     head = file.read(16)
     kind = any(head[place : place + len(magic)] == magic for place, magic in MAGIC)
-    return (kind or Path(name).suffix.lower() in OTHER_SUFFIXES) and ffmpeg_path() is not None
+    return kind or Path(name).suffix.lower() in OTHER_SUFFIXES
 
 
 class FfmpegAudio:
@@ -84,7 +84,7 @@ class FfmpegAudio:
             raise
 
     def _copied(self, file: BinaryIO) -> str:
-        self._copy = tempfile.NamedTemporaryFile()  # ffmpeg seeks in it
+        self._copy = tempfile.NamedTemporaryFile()  # noqa: SIM115
         file.seek(0)
         shutil.copyfileobj(file, self._copy)
         self._copy.flush()
@@ -106,7 +106,7 @@ class FfmpegAudio:
 
     def _start(self) -> None:
         self._stop()
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         options = ("-v", "error", "-xerror", "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "pipe:1")
         self._process = subprocess.Popen(
             self._command(*options), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors

@@ -4,6 +4,7 @@ What a file claims is checked against its bytes (`audio_containers`, `audio_stre
 by part. Lengths are had without decoding where the structure tells them, as it does of all but some FLAC.
 """
 
+import dataclasses
 import io
 import math
 import os
@@ -13,7 +14,7 @@ import numpy as np
 import soundfile
 
 from modeling_encodec.processors.audio_containers import container_part
-from modeling_encodec.processors.audio_ffmpeg import FfmpegAudio, ffmpeg_reads
+from modeling_encodec.processors.audio_ffmpeg import FfmpegAudio, ffmpeg_path, for_ffmpeg
 from modeling_encodec.processors.audio_parts import Part, Window, skip_tags
 from modeling_encodec.processors.audio_streams import stream_parts
 
@@ -24,6 +25,8 @@ UNKNOWN_FRAMES = 1 << 62
 LEAST_COMPLETE = 0.9
 # Seconds that a segment may end after the file, as durations are rounded.
 SEGMENT_TOLERANCE = 0.01
+MOST_LOOKED_AT = 4096  # files of which it is kept what was found
+_LOOKED_AT: dict[tuple, tuple] = {}
 BLOCK = 1 << 16  # samples of a channel that are decoded at a time to count them
 
 
@@ -45,7 +48,7 @@ class AudioFile:
         """
         self._source = io.BytesIO(source) if isinstance(source, bytes) else source
         self._opened = not hasattr(self._source, "read")
-        self._file = open(self._source, "rb") if self._opened else self._source
+        self._file = open(self._source, "rb") if self._opened else self._source  # noqa: SIM115
         self._sound, self._number, self._place = None, -1, 0
         try:
             self._open()
@@ -55,31 +58,51 @@ class AudioFile:
 
     def _open(self) -> None:
         self._size = self._file.seek(0, os.SEEK_END)
+        key = (
+            (os.path.abspath(self._source), self._size, os.fstat(self._file.fileno()).st_mtime_ns)
+            if self._opened
+            else None
+        )
+        if key in _LOOKED_AT:  # a file is walked once, and not for every crop of it
+            self._parts, self._claims, self.sampling_rate, self.channels = _LOOKED_AT[key]
+        else:
+            self._look()
+            if key is not None and self.decoder == "libsndfile":
+                if len(_LOOKED_AT) >= MOST_LOOKED_AT:
+                    _LOOKED_AT.clear()
+                _LOOKED_AT[key] = self._parts, self._claims, self.sampling_rate, self.channels
+        self._lengths = [claim if part.known else None for part, claim in zip(self._parts, self._claims)]
+        self._go_to(0)
+
+    def _look(self) -> None:
+        """Find the parts, and what is said of them."""
         self._parts = find_parts(self._file, self._size)
         self._claims: list[int | None] = []
         kinds = {}
-        for number in range(len(self._parts)):
+        for number, part in enumerate(self._parts):
             try:
                 self._go_to(number)
             except soundfile.LibsndfileError as error:
-                if number or not ffmpeg_reads(self._file, self._name()):
+                if number or not for_ffmpeg(self._file, self._name()):
                     raise _unreadable(error) from None
-                self._file.seek(0)
+                if ffmpeg_path() is None:
+                    raise ValueError("not readable as audio (ffmpeg, which may read it, is not installed)") from None
                 self._parts, self._number = [Part(0, self._size, known=False)], 0
                 self._sound = FfmpegAudio(self._source)
             kinds[self._sound.samplerate, self._sound.channels] = None
-            part, frames = self._parts[number], self._sound.frames
-            unknown = frames >= UNKNOWN_FRAMES
-            self._claims.append(part.frames if part.frames or unknown else frames)
-            if unknown and part.frames is None and part.known:
-                self._parts[number] = Part(part.start, part.stop, known=False)
+            unknown = self._sound.frames >= UNKNOWN_FRAMES
+            if unknown and part.frames is None:
+                self._parts[number] = dataclasses.replace(self._parts[number], known=False)
+            self._claims.append(part.frames if part.frames or unknown else self._sound.frames)
         if len(kinds) > 1:
             joined = " and ".join(f"{rate} Hz with {channels} channels" for rate, channels in kinds)
             raise ValueError(f"joins recordings of {joined}, allowed: of one rate and number of channels")
         self.sampling_rate, self.channels = next(iter(kinds))
-        self._lengths = [claim if part.known else None for part, claim in zip(self._parts, self._claims)]
-        if len(self._parts) > 1:
-            self._go_to(0)
+
+    @property
+    def decoder(self) -> str:
+        """What decodes it."""
+        return "ffmpeg" if isinstance(self._sound, FfmpegAudio) else "libsndfile"
 
     def _name(self) -> str:
         name = self._source if self._opened else getattr(self._source, "name", "")
@@ -124,7 +147,7 @@ class AudioFile:
         Raises:
             ValueError: if it cannot be decoded, ends before it should, or holds samples that are not finite.
         """
-        blocks, missing = [], count
+        blocks, missing = [self._read(0)], count
         while missing:
             block = self._read(missing)
             blocks.append(block)
@@ -135,7 +158,7 @@ class AudioFile:
                 if self._number + 1 == len(self._parts):
                     break
                 self._go_to(self._number + 1)
-        samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        samples = blocks[1] if len(blocks) == 2 else np.concatenate(blocks)
         if not np.isfinite(samples).all():
             raise ValueError("holds samples that are NaN or infinite")
         return samples
@@ -231,22 +254,23 @@ def check_segment(offset: float | None, duration: float | None) -> None:
             raise ValueError(f"{name} is {value!r}, allowed: {allowed}, in seconds")
 
 
-def segment_span(offset: float | None, duration: float | None, rate: int, frames: int | None) -> tuple[int, int | None]:
-    """The first sample and the number of samples of a segment, in seconds, of a file of so many `frames`.
+def segment_span(
+    offset: float | None, duration: float | None, rate: int, frames: int, *, embedded: bool = False
+) -> tuple[int, int]:
+    """The first sample and the number of samples of a segment, in seconds, of audio of so many `frames`.
 
-    Without `offset` a `duration` that is the file's own, within `SEGMENT_TOLERANCE`, means all of it. `frames` None:
-    not known, so that a count of None goes to the end.
+    Without `offset` a `duration` that is the audio's own, within `SEGMENT_TOLERANCE`, means all of it; so it does
+    with one for `embedded` audio, that may be cut already.
 
     Raises:
-        ValueError: if the segment is not within the file.
+        ValueError: if the segment is not within the audio.
     """
     first = round((offset or 0) * rate)
     count = None if duration is None else round(duration * rate)
-    if frames is None:
-        return first, count
-    left, tolerance = frames - first, SEGMENT_TOLERANCE * rate
-    if count is not None and offset is None and abs(left - count) <= tolerance:
-        count = left
+    tolerance = SEGMENT_TOLERANCE * rate
+    if count is not None and (offset is None or embedded) and abs(frames - count) <= tolerance:
+        return 0, frames
+    left = frames - first
     if left <= 0 or (count is not None and count - left > tolerance):
         end = "its end" if duration is None else f"{(offset or 0) + duration:g} s"
         raise ValueError(f"segment is {offset or 0:g} s to {end}, file holds {frames / rate:g} s")

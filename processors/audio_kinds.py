@@ -38,14 +38,18 @@ class OtherFiles:
     def __init__(self):
         self.decoded, self.left_out = Counter(), Counter()
 
-    def take(self, name: str) -> bool:
-        """Whether a file is audio by its name; it is counted if libsndfile does not read it."""
+    def take(self, name: str, *, listed: bool = False) -> bool:
+        """Whether a file is audio by its name, or because a manifest has it `listed`; it is counted if libsndfile does
+        not read it."""
         suffix = os.path.splitext(name)[1].lower()
         if suffix in AUDIO_SUFFIXES:
             return True
         decoded = suffix in OTHER_SUFFIXES and ffmpeg_path() is not None
-        (self.decoded if decoded else self.left_out)[suffix] += 1
-        return decoded
+        if decoded:
+            self.decoded[suffix] += 1
+        elif not listed:
+            self.left_out[suffix] += 1
+        return decoded or listed
 
     def describe(self) -> dict:
         """JSON: how many of which suffix are read by ffmpeg, and left out."""
@@ -63,10 +67,14 @@ class OtherFiles:
         return said
 
 
-def list_audio(folder: str | os.PathLike, other: OtherFiles | None = None) -> list[Path]:
-    """The audio files in a folder and below it, sorted; the rest is counted in `other`."""
+def list_audio(
+    folder: str | os.PathLike, other: OtherFiles | None = None, *, suffixes: tuple[str, ...] = ()
+) -> list[Path]:
+    """The audio files in a folder and below it, and those with other `suffixes` that are asked for, sorted; the rest
+    is counted in `other`."""
     other = OtherFiles() if other is None else other
-    return [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and other.take(path.name)]
+    found = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return [path for path in found if path.suffix.lower() in suffixes or other.take(path.name)]
 
 
 def _sorted(counts: Counter) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Parts of audio files: stretches of bytes that libsndfile reads apart, and a file object that shows it one of them."""
+"""Parts of audio files: stretches of bytes that libsndfile reads apart, and a file object that shows it one."""
 
 import io
 from dataclasses import dataclass
