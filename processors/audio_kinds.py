@@ -23,8 +23,9 @@ def _libsndfile_suffixes() -> tuple[str, ...]:
     return (*(suffix for suffix in first if suffix in found), *sorted(found - set(first)))
 
 
-# What libsndfile reads, the usual ones first.
-AUDIO_SUFFIXES = _libsndfile_suffixes()
+# What libsndfile reads, the usual ones first; and all that can be read here.
+SNDFILE_SUFFIXES = _libsndfile_suffixes()
+AUDIO_SUFFIXES = (*SNDFILE_SUFFIXES, *(OTHER_SUFFIXES if ffmpeg_path() else ()))
 
 
 class OtherFiles:
@@ -42,7 +43,7 @@ class OtherFiles:
         """Whether a file is audio by its name, or because a manifest has it `listed`; it is counted if libsndfile does
         not read it."""
         suffix = os.path.splitext(name)[1].lower()
-        if suffix in AUDIO_SUFFIXES:
+        if suffix in SNDFILE_SUFFIXES:
             return True
         decoded = suffix in OTHER_SUFFIXES and ffmpeg_path() is not None
         if decoded:

@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -71,15 +72,11 @@ def encode(
     if original and segment is not None:
         raise ValueError("--segment goes with version 1, not with --original")
     other = OtherFiles()
-    jobs = _plan(
-        paths,
-        lambda folder: list_audio(folder, other),
-        SUFFIX,
-        force,
-        lambda: "".join(f"; {line}" for line in other.lines()),
-    )
-    for line in other.lines():
-        say(line)
+    try:
+        jobs = _plan(paths, lambda folder: list_audio(folder, other), SUFFIX, force)
+    finally:
+        for line in other.lines():
+            say(line)
     codec = load(model or str(bundled_checkpoint()), device)
     codec.precision = precision
     language_model = None
@@ -225,15 +222,9 @@ def _coded_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() == SUFFIX)
 
 
-def _plan(
-    paths: list[str],
-    find: Callable[[Path], list[Path]],
-    new_suffix: str,
-    force: bool,
-    more: Callable[[], str] = str,
-) -> list[tuple[str, str]]:
-    """(source, target) of every file to make, of folders those that `find` finds; `more` is said if there are none.
-    Everything that can be refused is refused before work starts."""
+def _plan(paths: list[str], find: Callable[[Path], list[Path]], new_suffix: str, force: bool) -> list[tuple[str, str]]:
+    """(source, target) of every file to make, of folders those that `find` finds. Everything that can be refused is
+    refused before work starts."""
     if len(paths) < 2:
         raise UsageError("give at least one input and the output: IN... OUT")
     if "" in paths:
@@ -249,7 +240,7 @@ def _plan(
         jobs = list(_folder_jobs(sources, Path(target), find, new_suffix))
         if not jobs:
             kind = "audio" if new_suffix == SUFFIX else SUFFIX
-            raise ValueError(f"no {kind} files in {', '.join(sources)}{more()}")
+            raise ValueError(f"no {kind} files in {', '.join(sources)}")
     targets = [made for _, made in jobs]
     twice = next((made for made in targets if targets.count(made) > 1), None)
     if twice is not None:
@@ -272,8 +263,13 @@ def _folder_jobs(sources, folder: Path, find: Callable, new_suffix: str) -> Iter
         if not source.is_dir():
             yield str(source), str(folder / source.with_suffix(new_suffix).name)
             continue
-        for found in find(source):
-            yield str(found), str(folder / found.relative_to(source).with_suffix(new_suffix))
+        files = [found.relative_to(source) for found in find(source)]
+        shared = Counter(file.with_suffix(new_suffix) for file in files)
+        for file in files:
+            made = file.with_suffix(new_suffix)
+            # Of a.wav and a.mp3 one would be lost.
+            made = made if shared[made] == 1 else file.with_name(file.name + new_suffix)
+            yield str(source / file), str(folder / made)
 
 
 def _run(job: Callable[[str, str], None], jobs: list[tuple[str, str]], verb: str) -> None:

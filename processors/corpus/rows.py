@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import pyarrow
 
 from modeling_encodec.processors.audio_ffmpeg import OTHER_SUFFIXES
-from modeling_encodec.processors.audio_kinds import AUDIO_SUFFIXES, OtherFiles
+from modeling_encodec.processors.audio_kinds import SNDFILE_SUFFIXES, OtherFiles
 from modeling_encodec.training.clips import Location
 from modeling_encodec.training.segments import PATH_KEYS
 
@@ -142,7 +142,7 @@ def refuse_options(source, keep: Sequence[str], column: str | None, allowed: Seq
 
 def named_as_audio(column: str) -> bool:
     """Whether a column's name ends as audio files do: "flac", "0.wav"."""
-    return f".{column.rpartition('.')[2].lower()}" in AUDIO_SUFFIXES
+    return f".{column.rpartition('.')[2].lower()}" in SNDFILE_SUFFIXES
 
 
 def audio_columns(columns: Iterable[str]) -> list[str]:
@@ -163,7 +163,7 @@ def choose_column(source, columns: Sequence[str], asked: str | None, *, typed: S
         if asked not in columns:
             raise ValueError(f"{source}: column is {asked!r}, allowed: {', '.join(columns) or 'none'}")
         return asked
-    named = [column for column in columns if f".{column.lower()}" in AUDIO_SUFFIXES]
+    named = [column for column in columns if f".{column.lower()}" in SNDFILE_SUFFIXES]
     paths = [column for column in PATH_KEYS if column in columns]
     for found in (["audio"] if "audio" in columns else [], typed, named, paths):
         if len(found) == 1:
