@@ -160,7 +160,7 @@ def _voc(file: BinaryIO, start: int, stop: int) -> tuple[Part, int] | None:
     place = content
     for _ in range(MOST_CHUNKS):
         head = read_at(file, place, 4)
-        if place >= stop or head[0] == 0 or len(head) < 4:
+        if place >= stop or not 1 <= head[0] <= 9 or len(head) < 4:
             break
         place += 4 + int.from_bytes(head[1:], "little")
     end, after = _samples_end(file, content, place - content, stop, None, False)
@@ -227,7 +227,7 @@ def _walk(file: BinaryIO, place: int, stop: int, layout: Layout | None) -> int |
     if something else follows."""
     for _ in range(MOST_CHUNKS):
         place = skip_tags(file, place, stop)
-        if place == stop or read_at(file, place, 20).startswith(tuple(FINDERS)):
+        if place == stop or read_at(file, place, 20).startswith((*FINDERS, b"OggS", b"fLaC")):
             return place
         found = layout and layout.chunk(file, place)
         if not found or found[1] < 0:

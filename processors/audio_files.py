@@ -147,7 +147,7 @@ class AudioFile:
         Raises:
             ValueError: if it cannot be decoded, ends before it should, or holds samples that are not finite.
         """
-        blocks, missing = [self._read(0)], count
+        blocks, missing = [np.zeros((0, self.channels), np.float32)], count
         while missing:
             block = self._read(missing)
             blocks.append(block)
@@ -178,6 +178,7 @@ class AudioFile:
             return
         part, length = self._parts[number], self._lengths[number]
         start = max(0, frame // part.stride - 4) * part.stride if part.stride else frame
+        start = start if part.seek_last is None else min(start, part.seek_last)
         # libsndfile does not seek where it has no count.
         if part.known and start and (length is None or start < length):
             try:
@@ -202,7 +203,7 @@ class AudioFile:
             self._sound.close()
             self._sound = None
         part = self._parts[number]
-        whole = part == Part(0, self._size, exact=part.exact, stride=part.stride)
+        whole = (part.start, part.stop, part.head, part.endless) == (0, self._size, b"", False)
         if whole and self._opened:  # names as the file system has them: they need not be UTF-8
             self._sound = soundfile.SoundFile(os.fsencode(self._source))
         else:
@@ -213,6 +214,9 @@ class AudioFile:
         self._number, self._place = number, 0
 
     def _read(self, count: int) -> np.ndarray:
+        length = self._claims[self._number]
+        if self._parts[self._number].exact and self._parts[self._number].known and length is not None:
+            count = min(count, max(0, length - self._place))  # what follows FLAC it would take for damage
         try:
             block = self._sound.read(count, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:

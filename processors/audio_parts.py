@@ -20,7 +20,8 @@ class Part:
         endless: whether libsndfile estimates the length by the size, so that it must be told a greater one.
         exact: whether one sample less than that is a fault of the file; of lossy formats a few may be missing.
         stride: samples after whose multiples decoding begins in the same state; where that is not 0, decoding begins
-            four of them early to give what it gives from the start on, to the bit.
+            four of them early to give what it gives from the start on.
+        seek_last: the last sample that libsndfile seeks rightly; in the last page of Vorbis it is some samples off.
     """
 
     start: int
@@ -31,6 +32,7 @@ class Part:
     endless: bool = False
     exact: bool = False
     stride: int = 0
+    seek_last: int | None = None
 
 
 class Window(io.RawIOBase):

@@ -4,6 +4,7 @@ Joined files of these kinds are one file to most players, and libsndfile stops a
 is walked by its frames' and pages' heads, without decoding.
 """
 
+import re
 from typing import BinaryIO
 
 import numpy as np
@@ -31,6 +32,8 @@ MPEG_STRIDE = 8 * 1152
 # libsndfile opens MPEG audio that is no file on disk only after a tag: here one of nothing.
 EMPTY_ID3 = b"ID3\4\0\0\0\0\0\x40" + bytes(64)
 FLAC_MARKS = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22")
+# What may begin after a stream of FLAC.
+AFTER_FLAC = re.compile(rb"ID3[\2-\4]\0|TAG|APETAGEX|RIFF|RIFX|RF64|FORM|OggS|\.snd|caff|riff|\xff[\xe2-\xff]|\0{8}")
 FLAC_TAIL = 1 << 17  # bytes in which a stream's last frame begins
 FLAC_BLOCKS = {1: 192, **{n: 576 << n - 2 for n in range(2, 6)}, **{n: 256 << n - 8 for n in range(8, 16)}}
 
@@ -199,6 +202,7 @@ def _ogg(file: BinaryIO, start: int, stop: int) -> tuple[list[Part], int]:
     """The links of a chain: each begins with the first pages of its streams, one or several."""
     parts, begin, heads, place = [], start, 0, skip_tags(file, start, stop)
     audio = in_heads = 0
+    granules = [0, 0, 0]  # of the last pages
     while place < stop:
         head = read_at(file, place, 27 + 255 + 8)
         if head[:4] != b"OggS":
@@ -213,81 +217,105 @@ def _ogg(file: BinaryIO, start: int, stop: int) -> tuple[list[Part], int]:
             raise ValueError(f"cut off: its last page says {size} bytes, file holds {stop - place}")
         if head[5] & 2:  # the first page of a stream
             if not in_heads and heads:
-                parts.append(Part(begin, place))
-                begin, audio = place, 0
+                parts.append(Part(begin, place, seek_last=granules[-3]))
+                begin, audio, granules = place, 0, [0, 0, 0]
             heads, in_heads = heads + 1, 1
             audio += head[27 + segments :].startswith(OGG_AUDIO)
             if audio > 1:
                 raise ValueError("holds several streams of audio at once, allowed: one, or one after the other")
         else:
             in_heads = 0
+            granules = [*granules[-2:], max(0, int.from_bytes(head[6:14], "little", signed=True))]
         place += size
-    return [*parts, Part(begin, place)], place
+    return [*parts, Part(begin, place, seek_last=granules[-3])], place
 
 
 # ---- FLAC ---------------------------------------------------------------------------------------------------------
 
 
 def _flac(file: BinaryIO, start: int, mark: int, stop: int) -> tuple[list[Part], int]:
-    """Streams one after the other, each with its own head."""
-    parts = []
-    while mark < stop:
+    """Streams one after the other, each with its own head; tags may lie between."""
+    parts, end = [], start
+    while mark < stop and read_at(file, mark, 4) == b"fLaC":
         found = [place for sought in FLAC_MARKS if (place := find_bytes(file, sought, mark + 8, stop)) >= 0]
-        following = min(found, default=stop)
-        parts.append(_flac_part(file, start, mark, following))
-        start = mark = following
-    return parts, stop
+        part, end = _flac_part(file, start, mark, min(found, default=stop))
+        parts.append(part)
+        start, mark = end, skip_tags(file, end, stop)
+    return parts, end
 
 
-def _flac_part(file: BinaryIO, start: int, mark: int, stop: int) -> Part:
+def _flac_part(file: BinaryIO, start: int, mark: int, stop: int) -> tuple[Part, int]:
     head = read_at(file, start, mark - start + 42)
     info = head[-34:]
     packed = int.from_bytes(info[10:18], "big")
     total, unset = packed & ((1 << 36) - 1), packed >> 36 << 36
     tail = max(mark + 42, stop - FLAC_TAIL)
-    if total and total in _flac_ends(read_at(file, tail, stop - tail), int.from_bytes(info[:2], "big")):
-        return Part(start, stop, exact=True)
+    if total and (end := _flac_end(read_at(file, tail, stop - tail), total, int.from_bytes(info[:2], "big"))):
+        return Part(start, tail + end, exact=True), tail + end
     # Without a count libsndfile reads on; what no decoder takes for a frame must not follow then.
     head = head[:-34] + info[:10] + unset.to_bytes(8, "big") + info[18:]
-    if read_at(file, stop - 128, 3) == b"TAG":
-        stop -= 128
-    return Part(start + len(head), stop, head, frames=total or None, known=False, exact=True)
+    end = stop - 128 if stop - mark > 200 and read_at(file, stop - 128, 3) == b"TAG" else stop
+    return Part(start + len(head), end, head, frames=total or None, known=False, exact=True), stop
 
 
-def _flac_ends(data: bytes, block: int) -> set[int]:
-    """The samples until the ends of what look like frames."""
-    bytes_ = np.frombuffer(data, np.uint8)
-    places = np.flatnonzero((bytes_[:-1] == 0xFF) & (bytes_[1:] & 0xFE == 0xF8))
-    heads = (data[place : place + 16].ljust(16, b"\0") for place in places)
-    return {end for head in heads if (end := _flac_frame_end(head, block)) is not None}
+def _flac_end(data: bytes, total: int, block: int) -> int | None:
+    """Where in the last bytes of a stream the frame ends that ends with sample `total`: by its checksum, before
+    nothing, a tag or another recording; None if there is none."""
+    octets = np.frombuffer(data, np.uint8)
+    begins = np.flatnonzero((octets[:-1] == 0xFF) & (octets[1:] & 0xFE == 0xF8))
+    ends = {match.start() for match in AFTER_FLAC.finditer(data)} | {len(data)}
+    for begin in begins:
+        if _flac_frame_end(data[begin : begin + 16].ljust(16, b"\0"), block) == total:
+            place, crc = begin, 0
+            for end in sorted(end for end in ends if end > begin):
+                crc = _crc(data[place:end], crc, CRC16)
+                place = end
+                if crc == 0:
+                    return end
+    return None
 
 
 def _flac_frame_end(head: bytes, block: int) -> int | None:
+    """The samples until the end of a frame, by its first bytes; None if they begin none."""
     code, lead = head[2] >> 4, head[4]
-    if not code or head[3] & 1:
-        return None
-    more = 0 if lead < 0x80 else 8 - (lead ^ 0xFF).bit_length() - 1
-    if more < 0 or more > 6 or 0x80 <= lead < 0xC0:
+    more = 0 if lead < 0x80 else 7 - (lead ^ 0xFF).bit_length()
+    if not code or head[3] & 1 or more > 6 or 0x80 <= lead < 0xC0:
         return None
     number = lead if lead < 0x80 else lead & (0x3F >> more)
     for byte in head[5 : 5 + more]:
         number = number << 6 | byte & 0x3F
     place = 5 + more
-    if code in (6, 7):
+    size = FLAC_BLOCKS.get(code)
+    if size is None:
         size = int.from_bytes(head[place : place + code - 5], "big") + 1
         place += code - 5
-    else:
-        size = FLAC_BLOCKS[code]
     place += {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
-    if place >= 16 or _crc8(head[:place]) != head[place]:
+    if place >= 16 or _crc(head[: place + 1], 0, CRC8):
         return None
     return (number if head[1] & 1 else number * block) + size
 
 
-def _crc8(data: bytes) -> int:
-    crc = 0
-    for byte in data:
-        crc ^= byte
+def _table(polynomial: int, bits: int) -> list[int]:
+    """A checksum's steps for each byte."""
+    steps, top = [], 1 << bits - 1
+    for value in range(256):
+        value <<= bits - 8
         for _ in range(8):
-            crc = (crc << 1 ^ 0x07 if crc & 0x80 else crc << 1) & 0xFF
+            value = value << 1 ^ (polynomial if value & top else 0)
+            value &= (1 << bits) - 1
+        steps.append(value)
+    return steps
+
+
+def _crc(data: bytes, crc: int, table: list[int]) -> int:
+    """A checksum gone on with; 0 after the bytes of the checksum itself."""
+    if table is CRC8:
+        for byte in data:
+            crc = table[crc ^ byte]
+        return crc
+    for byte in data:
+        crc = crc << 8 & 0xFF00 ^ table[crc >> 8 ^ byte]
     return crc
+
+
+CRC8, CRC16 = _table(0x07, 8), _table(0x8005, 16)

@@ -131,7 +131,7 @@ def manifest_source(
         types[name], values = _typed([row.get(name) for row in rows], of_csv)
         columns.append(values)
     listing, names, other = Listing(), UniqueNames(), OtherFiles()
-    shares = Counter(row_path(row) for row in rows)  # segments of a file share its bytes
+    segments = Counter(row_path(row) for row in rows if row_segment(row) != (None, None))
 
     def files() -> Iterator[tuple[tuple, int]]:
         for row, *values in zip(rows, *columns):
@@ -143,7 +143,10 @@ def manifest_source(
             name = names.add(safe_name(segment_name(name, *part)))
             part = None if part == (None, None) else part
             size = listing.add(name, _state(path), *values, *((part,) if part else ()))
-            yield (name, given, part, tuple(values)), -(-size // shares[given])
+            yield (
+                (name, given, part, tuple(values)),
+                -(-size // segments[given]) if part else size,
+            )  # segments share a file's bytes
 
     shards = [
         ManifestShard(number, size, str(manifest.parent), keep, tuple(found))
