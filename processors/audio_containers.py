@@ -163,6 +163,7 @@ def _voc(file: BinaryIO, start: int, stop: int) -> tuple[Part, int] | None:
         if place >= stop or not 1 <= head[0] <= 9 or len(head) < 4:
             break
         place += 4 + int.from_bytes(head[1:], "little")
+    place += read_at(file, place, 1) == b"\0"  # the end's own mark
     end, after = _samples_end(file, content, place - content, stop, None, False)
     return Part(start, end, exact=True), after
 

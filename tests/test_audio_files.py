@@ -1,4 +1,4 @@
-"""Files are read to their true end, or refused: joined and chained ones, wrong sizes, lengths that are only estimated."""
+"""Files are read to their true end, or refused: joined and chained ones, wrong sizes, estimated lengths."""
 
 import io
 import struct
@@ -196,7 +196,7 @@ def test_any_damaged_header_is_read_or_refused_in_one_line(kind, place, value):
         assert "\n" not in str(error)
 
 
-# ---- streams ----------------------------------------------------------------------------------------------------------
+# ---- streams --------------------------------------------------------------------------------------------------------
 
 
 def frames_of(data: bytes) -> list[bytes]:
@@ -253,8 +253,8 @@ def test_mpeg_audio_of_fewer_frames_than_it_counts_is_cut_off():
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_mpeg_audio_is_sought_to_the_sample(channels):
-    data = encoded("MP3", samples=150_000, channels=channels)
-    for data in (data, b"".join(frames_of(data)[1:])):
+    counted = encoded("MP3", samples=150_000, channels=channels)
+    for data in (counted, b"".join(frames_of(counted)[1:])):
         whole = of(data)
         for start in (1, 577, 40_000, 99_999, 149_000):
             with AudioFile(data) as file:
