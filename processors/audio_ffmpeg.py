@@ -171,6 +171,8 @@ class FfmpegAudio:
 
 
 def _last_line(told: str) -> str:
+    # Without places in memory and of files, which are others each time.
+    told = re.sub(r"\[[^][]* @ 0x[0-9a-f]+\] |file:/.*?: ", "", told)
     lines = [line.strip() for line in told.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("At least one output file")]
     return lines[-1] if lines else "no reason given"
