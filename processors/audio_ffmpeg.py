@@ -96,7 +96,12 @@ class FfmpegAudio:
         return [ffmpeg_path(), "-nostdin", "-hide_banner", "-protocol_whitelist", "file,pipe", "-i", path, *options]
 
     def _check_streams(self) -> None:
-        run = subprocess.run(self._command(), stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS_TO_LOOK)
+        try:
+            run = subprocess.run(
+                self._command(), stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS_TO_LOOK
+            )
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"not readable as audio (ffmpeg has not opened it in {SECONDS_TO_LOOK} s)") from None
         told = run.stderr.decode("utf-8", "replace")
         streams = re.findall(r"^\s*Stream #\d+:\d+.*?: Audio: ", told, re.MULTILINE)
         if not streams:

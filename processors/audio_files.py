@@ -79,7 +79,9 @@ class AudioFile:
         self._parts = find_parts(self._file, self._size)
         self._claims: list[int | None] = []
         kinds = {}
-        for number, part in enumerate(self._parts):
+        for number, part in enumerate(list(self._parts)):
+            if number >= len(self._parts):  # ffmpeg reads all of them
+                break
             try:
                 self._go_to(number)
             except soundfile.LibsndfileError as error:
@@ -87,7 +89,8 @@ class AudioFile:
                     raise _unreadable(error) from None
                 if ffmpeg_path() is None:
                     raise ValueError("not readable as audio (ffmpeg, which may read it, is not installed)") from None
-                self._parts, self._number = [Part(0, self._size, known=False)], 0
+                part = Part(0, self._size, known=False)
+                self._parts, self._number = [part], 0
                 self._sound = FfmpegAudio(self._source)
             kinds[self._sound.samplerate, self._sound.channels] = None
             unknown = self._sound.frames >= UNKNOWN_FRAMES
