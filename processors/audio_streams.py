@@ -31,7 +31,7 @@ OGG_AUDIO = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ")
 MPEG_STRIDE = 8 * 1152
 # libsndfile opens MPEG audio that is no file on disk only after a tag: here one of nothing.
 EMPTY_ID3 = b"ID3\4\0\0\0\0\0\x40" + bytes(64)
-FLAC_MARKS = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22")
+FLAC_HEADS = (b"\0\0\0\x22", b"\x80\0\0\x22")  # of the block that comes first
 # What may begin after a stream of FLAC.
 AFTER_FLAC = re.compile(rb"ID3[\2-\4]\0|TAG|APETAGEX|RIFF|RIFX|RF64|FORM|OggS|\.snd|caff|riff|\xff[\xe2-\xff]|\0{8}")
 FLAC_TAIL = 1 << 17  # bytes in which a stream's last frame begins
@@ -237,8 +237,11 @@ def _flac(file: BinaryIO, start: int, mark: int, stop: int) -> tuple[list[Part],
     """Streams one after the other, each with its own head; tags may lie between."""
     parts, end = [], start
     while mark < stop and read_at(file, mark, 4) == b"fLaC":
-        found = [place for sought in FLAC_MARKS if (place := find_bytes(file, sought, mark + 8, stop)) >= 0]
-        part, end = _flac_part(file, start, mark, min(found, default=stop))
+        following = mark
+        while (following := find_bytes(file, b"fLaC", following + 1, stop)) >= 0:
+            if read_at(file, following + 4, 4) in FLAC_HEADS:
+                break
+        part, end = _flac_part(file, start, mark, stop if following < 0 else following)
         parts.append(part)
         start, mark = end, skip_tags(file, end, stop)
     return parts, end
@@ -263,11 +266,10 @@ def _flac_end(data: bytes, total: int, block: int) -> int | None:
     nothing, a tag or another recording; None if there is none."""
     octets = np.frombuffer(data, np.uint8)
     begins = np.flatnonzero((octets[:-1] == 0xFF) & (octets[1:] & 0xFE == 0xF8))
-    ends = {match.start() for match in AFTER_FLAC.finditer(data)} | {len(data)}
     for begin in begins:
         if _flac_frame_end(data[begin : begin + 16].ljust(16, b"\0"), block) == total:
             place, crc = begin, 0
-            for end in sorted(end for end in ends if end > begin):
+            for end in (*(match.start() for match in AFTER_FLAC.finditer(data, begin + 1)), len(data)):
                 crc = _crc(data[place:end], crc, CRC16)
                 place = end
                 if crc == 0:
