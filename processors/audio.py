@@ -1,7 +1,8 @@
 """Audio in and out: files, sampling rates, channels, clipping.
 
-Files go through libsndfile (wav, flac, ogg, opus, mp3), rates through soxr "HQ", everywhere in the project, so that
-training, evaluation and use hear the same thing. Audio is float32 (channels, T) in [-1, 1].
+Files go through libsndfile (wav, flac, ogg, opus, mp3 ...; other kinds through ffmpeg where it is installed), rates
+through soxr "HQ", everywhere in the project, so that training, evaluation and use hear the same thing. Audio is
+float32 (channels, T) in [-1, 1].
 
 Channel policy: to mono, the mean of all channels; mono to stereo, the same signal twice; more than two channels to
 stereo is refused, since there is no one right mix.
@@ -21,17 +22,16 @@ import soxr
 
 from modeling_encodec.atomic import atomic_path
 from modeling_encodec.inputs_encodec import array_is_finite, audio_array, check_rate, whole_number
+from modeling_encodec.processors.audio_files import AudioFile, check_segment, segment_span
+from modeling_encodec.processors.audio_kinds import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 
 
 # Samples of a channel that are read at a time.
 BLOCK_LENGTH = 1 << 18
-# What libsndfile counts, or more, where a header has no count.
-UNKNOWN_FRAMES = 1 << 62
 # What WAV's sizes of 32 bits leave for samples.
 MOST_WAV_BYTES = (1 << 32) - 1024
 # Peak that a clipping signal is rescaled to, as in the original.
 RESCALED_PEAK = 0.99
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class AudioReader:
     Hz and with `channels` if given. Together the blocks are what `read_audio` returns, to the bit.
 
     Attributes:
-        seconds (float, optional): how long the file says it is; `None` if it does not, as FLAC made in a pipe.
+        seconds (float, optional): how long the audio is; `None` if only decoding tells, as of FLAC made in a pipe.
 
     Examples:
         >>> import numpy as np
@@ -68,16 +68,25 @@ class AudioReader:
         sampling_rate: int | None = None,
         channels: int | None = None,
         block_length: int = BLOCK_LENGTH,
+        *,
+        offset: float | None = None,
+        duration: float | None = None,
+        embedded: bool = False,
     ):
         """Args:
             source: a path, or a binary file that can be sought in.
             sampling_rate: of the blocks, in Hz; the file's own by default.
             channels: of the blocks, 1 or 2; the file's own by default.
             block_length: samples of a channel that are read at a time, at the file's rate.
+            offset: seconds into the file at which the audio begins, as a file of its own that is cut there at the
+                nearest sample.
+            duration: seconds of it; to the file's end by default.
+            embedded: the file may be that segment already, if it is as long.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is no audio, or `block_length` or `sampling_rate` is less than 1; while reading, if it
+            ValueError: if it is no audio, is cut off or says another length than it has, joins recordings of several
+                rates, has no such segment, or `block_length` or `sampling_rate` is less than 1; while reading, if it
                 is empty, holds samples that are not finite, or has more than two channels and is to be stereo.
         """
         block_length = whole_number("block_length", block_length, 1)
@@ -87,17 +96,28 @@ class AudioReader:
         channels = None if channels is None else whole_number("channels", channels, 1)
         if not hasattr(source, "read") and not Path(self.name).is_file():
             raise FileNotFoundError(f"{self.name}: no such file")
-        try:
-            # Names as the file system has them: they need not be UTF-8.
-            self.file = soundfile.SoundFile(source if hasattr(source, "read") else os.fsencode(source))
-        except soundfile.LibsndfileError as error:
-            raise self._unreadable(error) from None
+        with self._named():
+            check_segment(offset, duration)
+            self.file = AudioFile(source)
         self.channels, self.block_length = channels, block_length
-        self.rate = self.file.samplerate
+        self.rate = self.file.sampling_rate
         self.sampling_rate = self.rate if sampling_rate is None else sampling_rate
-        self.seconds = self.file.frames / self.rate if self.file.frames < UNKNOWN_FRAMES else None
-        if self.seconds is None:
-            self.file.seekable = lambda: False  # else soundfile seeks after reading, which fails here
+        self._left: int | None = None  # samples to read yet, None: all
+        try:
+            self.seconds = self._cut(offset, duration, embedded)
+        except BaseException:
+            self.file.close()
+            raise
+
+    def _cut(self, offset: float | None, duration: float | None, embedded: bool) -> float | None:
+        with self._named():
+            frames = self.file.known_frames
+            if (offset, duration) == (None, None):
+                return None if frames is None else frames / self.rate
+            frames = self.file.count_frames() if frames is None else frames
+            first, self._left = segment_span(offset, duration, self.rate, frames, embedded=embedded)
+            self.file.seek(first)
+            return self._left / self.rate
 
     def __enter__(self) -> "AudioReader":
         return self
@@ -126,35 +146,51 @@ class AudioReader:
             yield first
 
     def _read(self) -> np.ndarray:
-        try:
-            samples = self.file.read(self.block_length, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise self._unreadable(error) from None
-        if not array_is_finite(samples):
-            raise ValueError(f"{self.name}: holds samples that are NaN or infinite")
+        count = self.block_length if self._left is None else min(self.block_length, self._left)
+        with self._named():
+            samples = self.file.read(count)
+            if self._left is not None:
+                if len(samples) < count:
+                    raise ValueError(f"cut off: {self._left - len(samples)} samples of the segment are missing")
+                self._left -= count
         block = np.ascontiguousarray(samples.T)
         return block if self.channels is None else match_channels(block, self.channels)
 
-    def _unreadable(self, error: soundfile.LibsndfileError) -> ValueError:
-        return ValueError(f"{self.name}: not readable as audio ({error.error_string.rstrip('.')})")
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
 
 
 def read_audio(
-    source: str | os.PathLike | BinaryIO, sampling_rate: int | None = None, channels: int | None = None
+    source: str | os.PathLike | BinaryIO,
+    sampling_rate: int | None = None,
+    channels: int | None = None,
+    *,
+    offset: float | None = None,
+    duration: float | None = None,
+    embedded: bool = False,
 ) -> tuple[np.ndarray, int]:
     """Audio of a file, brought to a sampling rate and a number of channels if they are given.
 
     Args:
-        source: a path, or a binary file that can be sought in; what libsndfile reads (wav, flac, ogg, opus, mp3).
+        source: a path, or a binary file that can be sought in; what libsndfile reads (wav, flac, ogg, opus, mp3 ...),
+            and other kinds (m4a, webm ...) where ffmpeg is installed.
         sampling_rate: of the result, in Hz; the file's own by default.
         channels: of the result, 1 or 2; the file's own by default.
+        offset: seconds into the file at which the audio begins; see `AudioReader`.
+        duration: seconds of it; to the file's end by default.
+        embedded: the file may be that segment already, if it is as long.
 
     Returns:
         The audio, float32 (channels, T), and its sampling rate in Hz.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no audio, is empty, holds samples that are not finite, or has more than two channels and
+        ValueError: if it is no audio, is empty, is cut off or says another length than it has, joins recordings of
+            several rates, has no such segment, holds samples that are not finite, or has more than two channels and
             is to be stereo.
 
     Examples:
@@ -165,7 +201,8 @@ def read_audio(
         >>> audio.shape, audio.dtype, rate, round(float(audio[0, 12000]), 3)
         ((1, 24000), dtype('float32'), 24000, 0.375)
     """
-    with AudioReader(source, sampling_rate, channels) as reader:
+    part = {"offset": offset, "duration": duration, "embedded": embedded}
+    with AudioReader(source, sampling_rate, channels, **part) as reader:
         return join_blocks(reader), reader.sampling_rate
 
 

@@ -7,7 +7,6 @@ processes, not threads, are what makes it fast. An accelerator computes clips of
 import itertools
 import json
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,7 +26,8 @@ from modeling_encodec.inputs_encodec import array_is_finite, audio_array, check_
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.precision_encodec import SharedSetting, exact_float32, thread_count
 from modeling_encodec.processors.audio import AudioReader, join_blocks, match_channels, resample
-from modeling_encodec.training.clips import LEAST_COMPLETE, UnusableClip
+from modeling_encodec.processors.audio_files import segment_span
+from modeling_encodec.training.clips import UnusableClip, resolve
 
 
 MOST_DECODED_FRAMES = 1 << 16  # of all clips that are decoded together, padding counted
@@ -148,46 +148,29 @@ def one_thread(device: str) -> AbstractContextManager:
 
 
 def open_clip(location, config: EncodecConfig) -> tuple[float, Iterator[np.ndarray]]:
-    """How many seconds a clip promises (infinitely many, if it does not say), and its audio in blocks (channels, T) as
-    the model wants it.
+    """How many seconds a clip lasts (infinitely many, if only decoding tells), and its audio in blocks (channels, T)
+    as the model wants it.
 
-    `location`: a path, encoded bytes, {"array", "sampling_rate"}, or what gives one of these when called. The blocks
-    raise a ValueError with the reason where there is no audio: damaged, empty, cut off, not finite, too many channels.
+    `location`: a path, encoded bytes, {"array", "sampling_rate"}, a `Segment` of one of these, or what gives any of
+    them when called. The blocks raise a ValueError with the reason where there is no audio: damaged, empty, cut off,
+    not finite, too many channels.
 
     Raises:
         ValueError: if there is no audio.
     """
     rate, channels = config.sampling_rate, config.audio_channels
     try:
-        location = location() if callable(location) else location
+        location, part = resolve(location)
         if isinstance(location, dict):
-            audio = _array(location, rate, channels)
+            audio = _array(location, rate, channels, **part)
             return audio.shape[1] / rate, iter([audio])
-        check_size(location)
-        reader = AudioReader(BytesIO(location) if isinstance(location, bytes) else location, rate, channels)
+        source = BytesIO(location) if isinstance(location, bytes) else location
+        reader = AudioReader(source, rate, channels, **part)
     except UnusableClip as error:
         raise ValueError(error.reason) from None
     except (ValueError, OSError) as error:
         raise ValueError(_reason(error, location)) from None
     return math.inf if reader.seconds is None else reader.seconds, _blocks(reader, location)
-
-
-def check_size(location: str | bytes) -> None:
-    """Refuse WAV and AIFF that are shorter than they say: libsndfile takes what is there for all.
-
-    Raises:
-        ValueError: if they are cut off.
-    """
-    if isinstance(location, bytes):
-        start, there = location[:8], len(location)
-    else:
-        with open(location, "rb") as file:
-            start, there = file.read(8), os.fstat(file.fileno()).st_size
-    order = {b"RIFF": "little", b"FORM": "big"}.get(start[:4])
-    said = int.from_bytes(start[4:], order) + 8 if order else 0
-    # Written to a pipe, a header has no size or the greatest.
-    if there < LEAST_COMPLETE * said and said < (1 << 31):
-        raise ValueError(f"cut off: {there} of {said} bytes")
 
 
 def read_clip(location, config: EncodecConfig) -> np.ndarray:
@@ -221,19 +204,14 @@ def join_pieces(config: EncodecConfig, pieces: Sequence[tuple], audio_length: in
 
 
 def _blocks(reader: AudioReader, location) -> Iterator[np.ndarray]:
-    read = 0
     try:
         with reader:
-            for block in reader:
-                read += block.shape[1]
-                yield block
+            yield from reader
     except (ValueError, OSError) as error:
         raise ValueError(_reason(error, location)) from None
-    if reader.seconds and read < LEAST_COMPLETE * reader.seconds * reader.sampling_rate - 1:
-        raise ValueError(f"cut off: {read / reader.sampling_rate:.2f} of {reader.seconds:.2f} s")
 
 
-def _array(value: dict, rate: int, channels: int) -> np.ndarray:
+def _array(value: dict, rate: int, channels: int, offset=None, duration=None, embedded=True) -> np.ndarray:
     samples = audio_array("array", value.get("array"))
     if samples.ndim not in (1, 2) or 0 in samples.shape:
         raise ValueError(f"array has shape {samples.shape}, allowed: (samples,) or (channels, samples)")
@@ -243,6 +221,9 @@ def _array(value: dict, rate: int, channels: int) -> np.ndarray:
         raise ValueError(f"array has shape {samples.shape}, allowed: (channels, samples); it looks transposed")
     if not array_is_finite(samples):
         raise ValueError("holds samples that are NaN or infinite")
+    if (offset, duration) != (None, None):
+        first, count = segment_span(offset, duration, given, samples.shape[1], embedded=embedded)
+        samples = samples[:, first : first + count]
     return resample(match_channels(samples, channels), given, rate)
 
 

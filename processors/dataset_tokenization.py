@@ -33,6 +33,7 @@ from modeling_encodec.processors.audio_tokens import (
     read_clip,
 )
 from modeling_encodec.training.corpora import encoded_audio
+from modeling_encodec.training.segments import cut_location, segment_keys
 
 
 logger = logging.getLogger(__name__)
@@ -164,9 +165,11 @@ class CodecTokenizer(_Mapped):
     def __call__(self, batch: dict, rank: int | None = None) -> dict:
         """The added columns of a batch; `rank` is the number of the process."""
         clips, errors = [], []
-        for value in batch[self.column]:
+        keys = [key for key in segment_keys(batch) if key != self.column]
+        for row, value in enumerate(batch[self.column]):
             name, location = _location(value)
             try:
+                location = cut_location(location, {key: batch[key][row] for key in keys}, decoded=callable(location))
                 clips.append(read_clip(location, self.codec.config))
                 errors.append(None)
             except ValueError as error:

@@ -140,7 +140,7 @@ def test_index_reads_again_only_what_changed(tmp_path, monkeypatch):
         "",
         "\0",
         "[]\n[1]",
-        cache.read_text().replace('"version": 1', '"version": 0'),
+        cache.read_text().replace('"version": 2', '"version": 1'),
     ):
         cache.write_text(damage)
         assert index() == second and len(read) == 5

@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -64,12 +65,18 @@ def encode(
     from modeling_encodec.bitstream.codes_file import SEGMENT_SECONDS
     from modeling_encodec.bitstream.compression import compress_blocks, compress_to_file, name_of
     from modeling_encodec.checkpoints import bundled_checkpoint, bundled_lm_checkpoint
-    from modeling_encodec.processors.audio import AUDIO_SUFFIXES, AudioReader, read_audio
+    from modeling_encodec.processors.audio import AudioReader, read_audio
+    from modeling_encodec.processors.audio_kinds import OtherFiles, list_audio
 
     _check_stream(stream, paths, mode, original=original)
     if original and segment is not None:
         raise ValueError("--segment goes with version 1, not with --original")
-    jobs = _plan(paths, AUDIO_SUFFIXES, SUFFIX, force)
+    other = OtherFiles()
+    try:
+        jobs = _plan(paths, lambda folder: list_audio(folder, other), SUFFIX, force)
+    finally:
+        for line in other.lines():
+            say(line)
     codec = load(model or str(bundled_checkpoint()), device)
     codec.precision = precision
     language_model = None
@@ -135,7 +142,7 @@ def decode(
     from modeling_encodec.processors.audio import write_audio_blocks
 
     _check_stream(stream, paths, mode, rescale=rescale, strict=strict)
-    jobs = _plan(paths, (SUFFIX,), ".wav", force)
+    jobs = _plan(paths, _coded_files, ".wav", force)
     loaded = {}
 
     def loaded_once(name: str, kind: str):
@@ -211,8 +218,13 @@ def info(
 # ---- files -----------------------------------------------------------------------------------------------------
 
 
-def _plan(paths: list[str], suffixes: tuple[str, ...], new_suffix: str, force: bool) -> list[tuple[str, str]]:
-    """(source, target) of every file to make. Everything that can be refused is refused before work starts."""
+def _coded_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() == SUFFIX)
+
+
+def _plan(paths: list[str], find: Callable[[Path], list[Path]], new_suffix: str, force: bool) -> list[tuple[str, str]]:
+    """(source, target) of every file to make, of folders those that `find` finds. Everything that can be refused is
+    refused before work starts."""
     if len(paths) < 2:
         raise UsageError("give at least one input and the output: IN... OUT")
     if "" in paths:
@@ -225,9 +237,10 @@ def _plan(paths: list[str], suffixes: tuple[str, ...], new_suffix: str, force: b
             raise ValueError("'-' goes with one input and one output, not with folders or several files")
         if Path(target).is_file():
             raise ValueError(f"{target} is a file, allowed: a folder, for several inputs")
-        jobs = list(_folder_jobs(sources, Path(target), suffixes, new_suffix))
+        jobs = list(_folder_jobs(sources, Path(target), find, new_suffix))
         if not jobs:
-            raise ValueError(f"no {', '.join(suffixes)} files in {', '.join(sources)}")
+            kind = "audio" if new_suffix == SUFFIX else SUFFIX
+            raise ValueError(f"no {kind} files in {', '.join(sources)}")
     targets = [made for _, made in jobs]
     twice = next((made for made in targets if targets.count(made) > 1), None)
     if twice is not None:
@@ -244,15 +257,19 @@ def _plan(paths: list[str], suffixes: tuple[str, ...], new_suffix: str, force: b
     return jobs
 
 
-def _folder_jobs(sources, folder: Path, suffixes, new_suffix) -> Iterator[tuple[str, str]]:
+def _folder_jobs(sources, folder: Path, find: Callable, new_suffix: str) -> Iterator[tuple[str, str]]:
     """Files keep their place below the folder they were found in."""
     for source in map(Path, sources):
         if not source.is_dir():
             yield str(source), str(folder / source.with_suffix(new_suffix).name)
             continue
-        for found in sorted(source.rglob("*")):
-            if found.is_file() and found.suffix.lower() in suffixes:
-                yield str(found), str(folder / found.relative_to(source).with_suffix(new_suffix))
+        files = [found.relative_to(source) for found in find(source)]
+        shared = Counter(file.with_suffix(new_suffix) for file in files)
+        for file in files:
+            made = file.with_suffix(new_suffix)
+            # Of a.wav and a.mp3 one would be lost.
+            made = made if shared[made] == 1 else file.with_name(file.name + new_suffix)
+            yield str(source / file), str(folder / made)
 
 
 def _run(job: Callable[[str, str], None], jobs: list[tuple[str, str]], verb: str) -> None:

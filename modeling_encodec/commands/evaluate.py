@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from modeling_encodec.commands.mushra import mushra
-from modeling_encodec.commands.shared import Device, Precision, load
+from modeling_encodec.commands.shared import Device, Precision, load, say
 
 
 class _MetricsByDefault(TyperGroup):
@@ -69,9 +69,13 @@ def metrics(
     from modeling_encodec.evaluation.report import table, write_report
     from modeling_encodec.evaluation.scoring import choose_metrics
     from modeling_encodec.evaluation.systems import ANCHORS, make_systems
+    from modeling_encodec.processors.audio_kinds import OtherFiles
 
     names, missing = choose_metrics(metric)
-    clips = list_clips(data, category=category, split=split, subset=subset, column=column)
+    other = OtherFiles()
+    clips = list_clips(data, category=category, split=split, subset=subset, column=column, other=other)
+    for line in other.lines():
+        say(line)
     chosen = {"most": most, "least_seconds": least_seconds, "most_seconds": most_seconds, "seed": seed}
     clips = select_clips(clips, **chosen)
     if device == "cuda":  # each of several processes takes a device of its own
@@ -84,7 +88,8 @@ def metrics(
     choice, missing = describe_choice(**chosen), missing | absent
     place = Path(data).resolve()
     source = place.stem if place.is_file() else place.name
-    evaluation = Evaluation(codec, language_model, systems, clips, names, source, choice, missing)
+    kinds = other.describe()
+    evaluation = Evaluation(codec, language_model, systems, clips, names, source, choice, missing, kinds)
     if run_evaluation(evaluation, out, force=force):
         results = write_report(evaluation, out)
         typer.echo(table(results))

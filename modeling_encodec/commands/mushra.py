@@ -45,6 +45,7 @@ def prepare(
     from modeling_encodec.evaluation.clips import list_clips
     from modeling_encodec.evaluation.mushra_preparation import ANCHORS, anchors_at, prepare_mushra
     from modeling_encodec.evaluation.systems import make_systems
+    from modeling_encodec.processors.audio_kinds import OtherFiles
 
     if out.exists() and not force:
         raise FileExistsError(f"{out} exists; --force replaces a listening test")
@@ -57,8 +58,12 @@ def prepare(
     rate = codec.config.sampling_rate
     for name in ANCHORS.keys() - anchors_at(rate).keys():
         say(f"without {name}: {rate} Hz leave no room for it")
+    other = OtherFiles()
+    clips = list_clips(data, category=category, split=split, subset=subset, column=column, other=other)
+    for line in other.lines():
+        say(line)
     key = prepare_mushra(
-        list_clips(data, category=category, split=split, subset=subset, column=column),
+        clips,
         {f"{one.name}@{one.kbps:g}": lambda audio, one=one: one.code(audio).audio for one in coded},
         out,
         sampling_rate=rate,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from modeling_encodec.commands.shared import Force, Model, Precision
+from modeling_encodec.commands.shared import Force, Model, Precision, say
 
 
 def tokenize(
@@ -89,6 +89,8 @@ def tokenize(
         source, keep=keep or (), column=column, split=split, subset=subset, revision=revision, streaming=streaming,
         shard_rows=shard_rows, shard_bytes=None if shard_megabytes is None else int(shard_megabytes * (1 << 20)),
     )  # fmt: skip
+    for line in corpus.other.lines():
+        say(line)
     run = Tokenization(corpus, output, codec, count, split, batch_seconds, keep_broken)
     if engine == "ray":
         from modeling_encodec.processors.corpus.ray import tokenize_on_ray

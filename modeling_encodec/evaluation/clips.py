@@ -7,6 +7,7 @@ libsndfile and resampled by soxr, as everywhere in the project.
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -15,10 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from modeling_encodec.inputs_encodec import as_python, real_number, whole_number
-from modeling_encodec.processors.audio import AUDIO_SUFFIXES, read_audio
-from modeling_encodec.training.clips import Location, UnusableClip, encoded_seconds
-from modeling_encodec.training.corpora import DatasetRow, audio_column, load_dataset, manifest_rows
+from modeling_encodec.processors.audio import read_audio
+from modeling_encodec.processors.audio_kinds import AUDIO_SUFFIXES, OtherFiles, list_audio
+from modeling_encodec.training.clips import Location, UnusableClip, encoded_seconds, resolve
+from modeling_encodec.training.corpora import DatasetRow, audio_column, file_location, load_dataset, manifest_rows
 from modeling_encodec.training.options import CorpusConfig
+from modeling_encodec.training.segments import Segment, row_path, segment_name
 
 
 # Of a manifest or dataset: the first of these that is there, unless another is asked for.
@@ -46,9 +49,9 @@ class Clip:
         """
         location = self.location
         try:
-            location = location() if callable(location) else location
+            location, part = resolve(location)
             file = BytesIO(location) if isinstance(location, bytes) else location
-            audio, _ = read_audio(file, sampling_rate, channels)
+            audio, _ = read_audio(file, sampling_rate, channels, **part)
         except UnusableClip as error:
             raise ValueError(f"{self.name}: {error.reason}") from None
         except (ValueError, FileNotFoundError) as error:
@@ -59,8 +62,9 @@ class Clip:
     def mark(self) -> list:
         """Changes when its audio does: of a file its size and time of change, of a dataset its fingerprint."""
         try:
-            if isinstance(self.location, str):
-                found = os.stat(self.location)
+            path = self.location.location if isinstance(self.location, Segment) else self.location
+            if isinstance(path, str):
+                found = os.stat(path)
                 return [found.st_size, found.st_mtime_ns, self.offset, self.seconds]
         except OSError:
             return []
@@ -74,28 +78,31 @@ def list_clips(
     split: str = "test",
     subset: str | None = None,
     column: str = "audio",
+    other: OtherFiles | None = None,
 ) -> list[Clip]:
     """Every clip of a source, sorted by name (of a dataset: in its order).
 
     Args:
-        source: a folder of audio; a manifest (.jsonl or .csv with a `path` in each row, .txt with paths, relative to
-            the manifest); a folder of `datasets`' `save_to_disk`; or a dataset's Hub id.
+        source: a folder of audio; a manifest (.jsonl or .csv with a `path` in each row and perhaps `offset` and
+            `duration`, .txt with paths, relative to the manifest); a folder of `datasets`' `save_to_disk`; or a
+            dataset's Hub id.
         category: the manifest's field or dataset's column that names categories.
         split: of a dataset.
         subset: of a dataset of the Hub.
         column: of a dataset: that with the audio.
+        other: counts the files of a folder or manifest that libsndfile does not read.
 
     Raises:
         FileNotFoundError: if there is no such source.
         ValueError: if it holds no audio, or has no such field.
         ImportError: if `datasets` is needed and missing.
     """
-    path = Path(source)
+    path, other = Path(source), OtherFiles() if other is None else other
     saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
     if path.is_file():
-        clips = _of_manifest(path, category)
+        clips = _of_manifest(path, category, other)
     elif path.is_dir() and not saved:
-        clips = _of_folder(path)
+        clips = _of_folder(path, other)
     elif saved or _like_hub_id(source):
         clips = _of_dataset(
             CorpusConfig(path.name, str(source), "dataset", split=split, subset=subset, column=column), category
@@ -103,7 +110,8 @@ def list_clips(
     else:
         raise FileNotFoundError(f"{source}: no such folder, manifest or dataset")
     if not clips:
-        raise ValueError(f"{source}: holds no clips, allowed: at least one ({', '.join(AUDIO_SUFFIXES)})")
+        there = "".join(f"; {line}" for line in other.lines())
+        raise ValueError(f"{source}: holds no clips, allowed: at least one ({', '.join(AUDIO_SUFFIXES)}){there}")
     for clip in clips:
         if clip.category == ALL:
             raise ValueError(f"{clip.name}: category is {ALL!r}, allowed: other names, for that one is of all clips")
@@ -159,32 +167,39 @@ def _middle(clip: Clip, most_seconds: float | None) -> Clip:
     return replace(clip, seconds=most_seconds, offset=(clip.seconds - most_seconds) / 2)
 
 
-def _of_folder(folder: Path) -> list[Clip]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
+def _of_folder(folder: Path, other: OtherFiles) -> list[Clip]:
     clips = []
-    for path in paths:
+    for path in list_audio(folder, other):
         place = path.relative_to(folder)
         category = place.parts[0] if len(place.parts) > 1 else NO_CATEGORY
         clips.append(Clip(place.as_posix(), category, encoded_seconds(str(path)), str(path)))
     return clips
 
 
-def _of_manifest(manifest: Path, category: str | None) -> list[Clip]:
+def _of_manifest(manifest: Path, category: str | None, other: OtherFiles) -> list[Clip]:
     if manifest.suffix not in (".jsonl", ".csv", ".txt"):
         raise ValueError(f"{manifest}: no manifest, allowed: .jsonl, .csv, .txt, or a folder or dataset")
     rows = manifest_rows(manifest)
     if any(None in row for row in rows):
         raise ValueError(f"{manifest}: a row has more values than there are columns, allowed: as many")
     category = _category_field(category, {key for row in rows for key in row}, manifest)
-    clips: dict[str, Clip] = {}
+    clips: dict[tuple, Clip] = {}
+    names: Counter[str] = Counter()
     for row in rows:
-        path = manifest.parent / row["path"]
+        given, location = row_path(row), file_location(manifest, row)
+        other.take(given, listed=True)
+        path, part = (location.location, location) if isinstance(location, Segment) else (str(location), None)
         # Places of this machine are no names.
-        name = os.path.relpath(path, manifest.parent) if os.path.isabs(row["path"]) else row["path"]
-        clip = Clip(name, _category(row.get(category), name), encoded_seconds(str(path)), str(path))
-        other = clips.setdefault(os.path.realpath(path), clip)
-        if other.category != clip.category:
-            raise ValueError(f"{name}: is listed as {other.category!r} and {clip.category!r}, allowed: one category")
+        name = os.path.relpath(path, manifest.parent) if os.path.isabs(given) else given
+        key = (os.path.realpath(path), *(part and (part.offset, part.duration) or (None, None)))
+        if key in clips and clips[key].category != (found := _category(row.get(category), name)):
+            raise ValueError(f"{name}: is listed as {clips[key].category!r} and {found!r}, allowed: one category")
+        if key not in clips:
+            name = segment_name(name, part.offset, part.duration) if part else name
+            names[name] += 1
+            name = f"{name} ({names[name]})" if names[name] > 1 else name
+            location = part or path
+            clips[key] = Clip(name, _category(row.get(category), name), encoded_seconds(location), location)
     return sorted(clips.values(), key=lambda clip: clip.name)
 
 

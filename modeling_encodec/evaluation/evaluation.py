@@ -15,7 +15,7 @@ import logging
 import zipfile
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,8 @@ METRIC_PACKAGES = {"visqol_audio": "visqol-python", "visqol_speech": "visqol-pyt
 @dataclass(frozen=True)
 class Evaluation:
     """What is evaluated: a model, beside others, on clips, by metrics. `data` names the clips' source, `selection` how
-    they were chosen from it; `missing` says what could not be measured, and why."""
+    they were chosen from it; `missing` says what could not be measured, and why; `other_files` which files of the
+    source libsndfile does not read."""
 
     model: EncodecModel
     lm: EncodecLM | None
@@ -51,6 +52,7 @@ class Evaluation:
     data: str
     selection: str
     missing: dict[str, str]
+    other_files: dict = field(default_factory=dict)
 
     def describe(self) -> dict:
         """What decides the results, and nothing else: equal for equal evaluations. An ImportError for a package that

@@ -71,6 +71,7 @@ def summarise(evaluation: Evaluation, records: Sequence[dict]) -> dict:
         "categories": categories,
         "sha256": hashlib.sha256("".join(record["sha256"] for record in done).encode()).hexdigest(),
         "failed": {record["clip"]: record["failed"] for record in records if "failed" in record},
+        "other_files": evaluation.other_files,
     }
     results = []
     for number, system in enumerate(evaluation.systems):

@@ -22,7 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, Trainer
 from modeling_encodec.checkpoints import bundled_checkpoint
 from modeling_encodec.demo import demo_clips
 from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.processors.audio import AUDIO_SUFFIXES, read_audio, write_audio
+from modeling_encodec.processors.audio import read_audio, write_audio
+from modeling_encodec.processors.audio_kinds import AUDIO_SUFFIXES, OtherFiles, list_audio
 from modeling_encodec.processors.processing_encodec import EncodecProcessor
 
 
@@ -84,9 +85,10 @@ def main(
         raise ImportError('Trainer needs accelerate: pip install "modeling-encodec[train]"')
     if out.exists() and not force:
         raise FileExistsError(f"{out} exists; --force overwrites it")
-    files = (
-        demo_clips() if clips is None else sorted(p for p in clips.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
-    )
+    other = OtherFiles()
+    files = demo_clips() if clips is None else list_audio(clips, other)
+    for line in other.lines():
+        typer.echo(line, err=True)
     if not files:
         raise FileNotFoundError(f"{clips}: no recordings, allowed: a folder of {', '.join(AUDIO_SUFFIXES)}")
     set_seed(0)

@@ -13,33 +13,31 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from modeling_encodec.atomic import atomic_path
-from modeling_encodec.inputs_encodec import array_is_finite
 from modeling_encodec.processors.audio import match_channels, resample
+from modeling_encodec.processors.audio_files import AudioFile, segment_span
+from modeling_encodec.training.segments import Segment, segment_name
 
 
 logger = logging.getLogger(__name__)
 
-# Where encoded audio lies: a path, the bytes themselves, or a function that gives one of the two (a dataset's row).
-Location = str | bytes | Callable[[], str | bytes]
+# Where encoded audio lies: a path, the bytes themselves, a segment of one of the two, or a function that gives any of
+# these (a dataset's row).
+Location = str | bytes | Segment | Callable[[], str | bytes | Segment]
 
-CACHE_HEADER = {"format": "modeling-encodec index", "version": 1}
+CACHE_HEADER = {"format": "modeling-encodec index", "version": 2}
 BLOCK = 1 << 16  # samples decoded at a time while indexing
 # The memory of soxr "HQ" on each side, in samples of the lower rate: at 100 crops are exact within 3e-7, at 50 not.
 RESAMPLER_MARGIN = 128
 SAVE_SECONDS = 120  # a long index is saved so often, so that little is lost when it is stopped
-# A file that gives less than this part of what its header promises is cut off; MP3 headers may only estimate.
-LEAST_COMPLETE = 0.9
 
 
 class UnusableClip(ValueError):
@@ -55,7 +53,8 @@ class UnusableClip(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Encoded audio and what is known of it. `samples` at its own `sampling_rate`; peak and rms over all channels."""
+    """Encoded audio and what is known of it. `samples` at its own `sampling_rate`, from the file's sample `first` on;
+    peak and rms over all channels."""
 
     name: str  # for messages
     location: Location = field(repr=False)
@@ -64,6 +63,7 @@ class Clip:
     channels: int
     peak: float
     rms: float
+    first: int = 0
 
     @property
     def seconds(self) -> float:
@@ -108,36 +108,38 @@ def measure_clip(name: str, location: Location) -> Clip:
         UnusableClip: if it is no audio, cut off, empty, silent, or holds samples that are not finite.
     """
     samples, peak, energy = 0, 0.0, 0.0
-    with _reasons(name), _opened(location) as file:
-        while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+    with _reasons(name), _opened(location) as (file, first, count):
+        if file.decoder != "libsndfile":
+            raise ValueError(f"is read by {file.decoder}, which crops are not drawn with; convert it, as to .flac")
+        file.seek(first)
+        while len(block := file.read(BLOCK if count is None else min(BLOCK, count - samples))):
             samples += len(block)
             peak = max(peak, float(np.abs(block).max()))
             energy += float(np.square(block, dtype=np.float64).sum())
-            if not math.isfinite(energy):
-                raise ValueError("holds samples that are NaN or infinite")
-        if samples < LEAST_COMPLETE * file.frames:
-            raise ValueError(f"cut off: {samples} of {file.frames} samples")
         if samples == 0:
             raise ValueError("holds no audio")
+        if count is not None and samples < count:
+            raise ValueError(f"cut off: segment has {count} samples, file holds {samples} of them")
         if peak == 0:
             raise ValueError("silent")
         rms = math.sqrt(energy / (samples * file.channels))
-        return Clip(name, location, samples, file.samplerate, file.channels, peak, rms)
+        return Clip(name, location, samples, file.sampling_rate, file.channels, peak, rms, first)
 
 
 def encoded_seconds(location: Location) -> float:
-    """Duration in seconds by the header alone, 0 where there is none or it cannot be read."""
+    """Duration in seconds, without decoding where the file's structure tells it; 0 where it cannot be read."""
     try:
-        with _reasons(""), _opened(location) as file:
-            return file.frames / file.samplerate
+        with _reasons(""), _opened(location) as (file, _, count):
+            return (file.count_frames() if count is None else count) / file.sampling_rate
     except UnusableClip:
         return 0.0
 
 
 def index_files(
-    paths: Iterable[str | os.PathLike], cache_folder: str | os.PathLike | None = None, workers: int = 1
+    paths: Sequence[str | os.PathLike | Segment], cache_folder: str | os.PathLike | None = None, workers: int = 1
 ) -> tuple[list[Clip], list[tuple[str, str]]]:
-    """The usable clips among audio files, sorted by path and each once, and the rest as (path, reason).
+    """The usable clips among audio files and segments of them, sorted by path and each once, and the rest as (path,
+    reason).
 
     What was learned is kept in `cache_folder`, and a file read again only when its size or time of change differ.
     """
@@ -146,21 +148,42 @@ def index_files(
     return clips, sorted(skipped + unusable)
 
 
+def resolve(location: Location | dict) -> tuple[str | bytes | dict, dict]:
+    """A path, bytes or array itself, and which segment of it is meant, as options of `AudioReader`."""
+    options = {}
+    while callable(location) or isinstance(location, Segment):
+        if isinstance(location, Segment):
+            options = {"offset": location.offset, "duration": location.duration, "embedded": location.embedded}
+            location = location.location
+        else:
+            location = location()
+    return location, options
+
+
 # A clip to learn of: its name, what it is known by in the cache, where it lies.
 Entry = tuple[str, tuple, Location]
 
 
-def file_entries(paths: Iterable[str | os.PathLike]) -> tuple[list[Entry], list[tuple[str, str]]]:
-    """Entries of files, known by path, size and time of change, sorted; and the missing ones as (path, reason)."""
-    entries, skipped = [], []
-    for path in sorted({os.path.abspath(path) for path in paths}):
+def file_entries(paths: Sequence[str | os.PathLike | Segment]) -> tuple[list[Entry], list[tuple[str, str]]]:
+    """Entries of files, or of segments of files, known by path, size, time of change and segment, sorted; and the
+    missing ones as (path, reason)."""
+    entries, skipped = [], {}
+    wanted = {(os.path.abspath(item), None, None) for item in paths if not isinstance(item, Segment)}
+    wanted |= {(os.path.abspath(s.location), s.offset, s.duration) for s in paths if isinstance(s, Segment)}
+    states: dict[str, os.stat_result] = {}
+    for path, *part in sorted(wanted, key=lambda item: (item[0], item[1] or 0, item[2] or math.inf)):
         try:
-            state = os.stat(path)
+            state = states[path] = states.get(path) or os.stat(path)
         except OSError as error:
-            skipped.append((path, error.strerror or "cannot be looked up"))
+            skipped[path] = error.strerror or "cannot be looked up"
             continue
-        entries.append((path, (path, state.st_size, state.st_mtime_ns), path))
-    return entries, skipped
+        key = (path, state.st_size, state.st_mtime_ns)
+        if part == [None, None]:
+            entries.append((path, key, path))
+        else:
+            name = segment_name(path, *part) if part[0] is not None else f"{path} 0-{part[1]:.10g} s"
+            entries.append((name, (*key, *part), Segment(path, *part)))
+    return entries, list(skipped.items())
 
 
 def index_entries(
@@ -170,7 +193,7 @@ def index_entries(
 
     def measure(name: str, location: Location) -> list:
         clip = measure_clip(name, location)
-        return [clip.samples, clip.sampling_rate, clip.channels, clip.peak, clip.rms]
+        return [clip.samples, clip.sampling_rate, clip.channels, clip.peak, clip.rms, clip.first]
 
     known, skipped = scan(entries, measure, cache, workers)
     return [Clip(name, location, *known[name]) for name, _, location in entries if name in known], skipped
@@ -236,26 +259,29 @@ def _write_cache(path: Path | None, known: dict[tuple, list]) -> None:
 
 def _read(clip: Clip, first: int, last: int) -> np.ndarray:
     """Samples `first` to `last` of the clip as they are, (its channels, last - first)."""
-    with _opened(clip.location) as file:
-        if (file.samplerate, file.channels) != (clip.sampling_rate, clip.channels):
+    with _opened(clip.location, whole=True) as (file, *_):
+        if (file.sampling_rate, file.channels) != (clip.sampling_rate, clip.channels):
             raise ValueError("not the audio that was indexed")
-        file.seek(first)
-        audio = file.read(last - first, dtype="float32", always_2d=True)
+        file.seek(clip.first + first)
+        audio = file.read(last - first)
     if len(audio) < last - first:
         raise ValueError("shorter than when it was indexed")
-    if not array_is_finite(audio):
-        raise ValueError("holds samples that are NaN or infinite")
     return audio.T
 
 
 @contextmanager
-def _opened(location: Location) -> Iterator[soundfile.SoundFile]:
-    if callable(location):
-        location = location()
+def _opened(location: Location, *, whole: bool = False) -> Iterator[tuple[AudioFile, int, int | None]]:
+    """The file, and the first sample and number of samples that are meant, 0 and None for all, as if `whole`."""
+    location, part = resolve(location)
     if isinstance(location, str) and not os.path.isfile(location):
         raise ValueError("no such file")
-    with soundfile.SoundFile(BytesIO(location) if isinstance(location, bytes) else os.fsencode(location)) as file:
-        yield file
+    with AudioFile(location) as file:
+        if not part or whole:
+            yield file, 0, None
+            return
+        frames = file.count_frames() if file.known_frames is None else file.known_frames
+        offset, duration = part["offset"], part["duration"]
+        yield file, *segment_span(offset, duration, file.sampling_rate, frames, embedded=part["embedded"])
 
 
 @contextmanager
@@ -265,7 +291,5 @@ def _reasons(name: str) -> Iterator[None]:
         yield
     except UnusableClip as error:
         raise UnusableClip(name, error.reason) from error
-    except soundfile.LibsndfileError as error:
-        raise UnusableClip(name, f"not readable as audio ({error.error_string.strip().rstrip('.')})") from error
-    except (OSError, TypeError, ValueError, soundfile.SoundFileError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise UnusableClip(name, str(error)) from error

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_encodec.processors.audio import AUDIO_SUFFIXES
+from modeling_encodec.processors.audio_ffmpeg import OTHER_SUFFIXES
+from modeling_encodec.processors.audio_kinds import OtherFiles, list_audio
 from modeling_encodec.training.clips import (
     Clip,
     Location,
@@ -34,6 +35,14 @@ from modeling_encodec.training.clips import (
     measure_clip,
 )
 from modeling_encodec.training.options import CorpusConfig, RunConfig
+from modeling_encodec.training.segments import (
+    Segment,
+    cut_location,
+    row_path,
+    row_segment,
+    segment_keys,
+    segment_name,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -142,8 +151,8 @@ class StreamedCorpus:
             if self._length:
                 first %= self._length
             number = first
-            for value in self._values(first):
-                yield encoded_audio(f"{self.name}, row {number}", value)
+            for row in self._values(first):
+                yield row_audio(f"{self.name}, row {number}", row, self._column)
                 number += 1
             if number == first > 0:  # shorter than what was to be skipped: count it
                 self._length = sum(1 for _ in self._values(0))
@@ -156,21 +165,20 @@ class StreamedCorpus:
         stream = self._stream.skip(first) if first else self._stream
         # Not iter(stream): in a worker of a torch loader it gives only that worker's shards.
         for rows in stream.iter(batch_size=16):
-            yield from rows[self._column]
+            yield from (dict(zip(rows, values)) for values in zip(*rows.values()))
 
 
 @dataclass(frozen=True)
 class DatasetRow:
-    """Encoded audio of one row of a stored dataset, fetched when called: bytes or a path."""
+    """Encoded audio of one row of a stored dataset, fetched when called: bytes, a path, or a segment of them."""
 
     dataset: object
     column: str
     row: int
 
-    def __call__(self) -> str | bytes:
-        """The bytes or path."""
-        location = encoded_audio("", self.dataset[self.row][self.column])[1]
-        return location() if callable(location) else location
+    def __call__(self) -> str | bytes | Segment:
+        """The bytes, path or segment."""
+        return row_audio("", self.dataset[self.row], self.column)[1]
 
 
 def open_corpora(config: RunConfig, channels: int, *, datasets: dict | None = None) -> list:
@@ -227,16 +235,21 @@ def open_corpus(
             return StreamedCorpus(config, dataset)
         clips, skipped = _index_dataset(config, dataset, cache, workers)
     else:
-        find = _folder_paths if config.kind == "folder" else _manifest_paths
-        clips, skipped = index_files(find(config), cache, workers)
+        other = OtherFiles()
+        # What ffmpeg alone reads is listed too, so that each of these files is told of as skipped.
+        folder = config.kind == "folder"
+        paths = _folder_paths(config, other, OTHER_SUFFIXES) if folder else _manifest_paths(config)
+        clips, skipped = index_files(paths, cache, workers)
+        for line in other.lines():
+            logger.warning("corpus %s: %s", config.name, line)
     if channels == 2:
         skipped += [(clip.name, f"{clip.channels} channels do not go to 2") for clip in clips if clip.channels > 2]
         clips = [clip for clip in clips if clip.channels <= 2]
     return Corpus(config, clips, skipped)
 
 
-def list_files(source: str | os.PathLike) -> list[Path]:
-    """The audio files of a folder or manifest, sorted.
+def list_recordings(source: str | os.PathLike) -> list[tuple[str, str | Segment]]:
+    """Names and locations of the audio of a folder or manifest, sorted.
 
     Raises:
         FileNotFoundError: if there is no such folder or manifest.
@@ -245,33 +258,48 @@ def list_files(source: str | os.PathLike) -> list[Path]:
     if not Path(source).exists():
         raise FileNotFoundError(f"{source}: no such folder or manifest")
     config = CorpusConfig(Path(source).name, str(source))
-    return sorted(_folder_paths(config) if Path(source).is_dir() else _manifest_paths(config))
+    found = _folder_paths(config, OtherFiles()) if Path(source).is_dir() else _manifest_paths(config)
+    named = [
+        (segment_name(item.location, item.offset, item.duration), item)
+        if isinstance(item, Segment)
+        else (str(item),) * 2
+        for item in found
+    ]
+    return sorted(named, key=lambda item: item[0])
 
 
-def _folder_paths(config: CorpusConfig) -> list[Path]:
+def _folder_paths(config: CorpusConfig, other: OtherFiles, suffixes: tuple[str, ...] = ()) -> list[Path]:
     folder = Path(config.source)
     if not folder.is_dir():
         raise ValueError(f"corpus {config.name!r}: source is {config.source!r}, allowed: an existing folder")
-    return [path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()]
+    return list_audio(folder, other, suffixes=suffixes)
 
 
-def _manifest_paths(config: CorpusConfig) -> list[Path]:
+def _manifest_paths(config: CorpusConfig) -> list[Path | Segment]:
     manifest = Path(config.source)
     if not manifest.is_file() or manifest.suffix not in (".jsonl", ".csv", ".txt"):
         raise ValueError(
             f"corpus {config.name!r}: source is {config.source!r}, allowed: an existing .jsonl, .csv or .txt"
         )
     try:
-        return [manifest.parent / row["path"] for row in manifest_rows(manifest)]
+        return [file_location(manifest, row) for row in manifest_rows(manifest)]
     except ValueError as error:
         raise ValueError(f"corpus {config.name!r}: {error}") from None
 
 
+def file_location(manifest: Path, row: dict) -> Path | Segment:
+    """Where the audio of a manifest's row lies."""
+    path, (offset, duration) = manifest.parent / row_path(row), row_segment(row)
+    return path if (offset, duration) == (None, None) else Segment(str(path), offset, duration)
+
+
 def manifest_rows(manifest: Path) -> list[dict]:
-    """The rows of a .jsonl, .csv or .txt manifest, each with the `path` of a file, relative to the manifest.
+    """The rows of a .jsonl, .csv or .txt manifest, each with the `path` (or `audio_filepath`) of a file, relative to
+    the manifest, and perhaps `offset` and `duration`, in seconds, of a part of it.
 
     Raises:
-        ValueError: if a row has no path, or the file is not what its name says.
+        ValueError: if a row has no path, or a key that would change what it means, or the file is not what its name
+            says.
     """
     try:
         with manifest.open(encoding="utf-8-sig", newline="") as file:
@@ -281,11 +309,16 @@ def manifest_rows(manifest: Path) -> list[dict]:
                 lines = [line.strip() for line in file if line.strip()]
                 rows = [{"path": line} if manifest.suffix == ".txt" else json.loads(line) for line in lines]
         for row in rows:
-            Path(row["path"])  # what is no path is refused
-    except (KeyError, TypeError, ValueError) as error:
+            Path(row_path(row))  # what is no path is refused
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{manifest} is no manifest ({type(error).__name__}: {error}), allowed: a path in every row"
         ) from None
+    for number, row in enumerate(rows, 1):
+        try:
+            row_segment(row)
+        except ValueError as error:
+            raise ValueError(f"{manifest}, row {number}: {error}") from None
     return rows
 
 
@@ -319,7 +352,8 @@ def load_dataset(config: CorpusConfig, *, revision: str | None = None):
 
 
 def audio_column(config: CorpusConfig, dataset, *, keep: Sequence[str] = ()):
-    """The dataset's audio column, its audio left encoded, and the columns to `keep`; no others.
+    """The dataset's audio column, its audio left encoded, the columns to `keep`, and those that may say which part of
+    a recording a row means; no others.
 
     Raises:
         ValueError: if it is no dataset, or has no such column.
@@ -337,7 +371,8 @@ def audio_column(config: CorpusConfig, dataset, *, keep: Sequence[str] = ()):
             )
         if isinstance(dataset.features[config.column], datasets.Audio):
             dataset = dataset.cast_column(config.column, datasets.Audio(decode=False))
-    return dataset.with_format(None).select_columns([config.column, *keep])
+    parts = [key for key in segment_keys(dataset.column_names or ()) if key not in (config.column, *keep)]
+    return dataset.with_format(None).select_columns([config.column, *keep, *parts])
 
 
 def _index_dataset(config: CorpusConfig, dataset, cache: Path | None, workers: int):
@@ -360,6 +395,15 @@ def encoded_audio(name: str, value) -> tuple[str, Location]:
         return name, value
     kind = type(value).__name__
     return name, partial(refuse, name, f"audio is a {kind}, allowed: a path, bytes, or a struct of path and bytes")
+
+
+def row_audio(name: str, row: dict, column: str) -> tuple[str, Location]:
+    """Name and location of the audio in a row of a table, or of the segment of it that the row means."""
+    name, location = encoded_audio(name, row[column])
+    try:
+        return name, cut_location(location, {key: row[key] for key in segment_keys(row) if key != column})
+    except ValueError as error:
+        return name, partial(refuse, name, str(error))
 
 
 def refuse(name: str, reason: str):

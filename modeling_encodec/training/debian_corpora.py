@@ -31,7 +31,8 @@ import numpy as np
 import soundfile
 
 from modeling_encodec.atomic import atomic_path
-from modeling_encodec.processors.audio import AUDIO_SUFFIXES, match_channels, read_audio, resample, write_audio
+from modeling_encodec.processors.audio import match_channels, read_audio, resample, write_audio
+from modeling_encodec.processors.audio_kinds import SNDFILE_SUFFIXES
 
 
 logger = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def _audio_files(tree: Path) -> tuple[list[str], list[dict]]:
     """Paths of the audio in an unpacked package, and those skipped because an earlier file has the same bytes."""
     paths, twice, seen = [], [], {}
     for path in sorted(tree.rglob("*")):
-        if path.suffix.lower() not in (".g722", ".oga", *AUDIO_SUFFIXES) or path.is_symlink() or not path.is_file():
+        if path.suffix.lower() not in (".g722", *SNDFILE_SUFFIXES) or path.is_symlink() or not path.is_file():
             continue
         name = path.relative_to(tree).as_posix()
         digest = hashlib.md5(path.read_bytes()).digest()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_encodec.processors.audio import AUDIO_SUFFIXES, read_audio
+from modeling_encodec.processors.audio import read_audio
+from modeling_encodec.processors.audio_kinds import OtherFiles, list_audio
 from modeling_encodec.training.clips import Location, UnusableClip, file_entries, scan
 
 
@@ -66,8 +67,10 @@ class ImpulseResponses:
         def measure(name: str, location: Location) -> list:
             return [reverberation_time(_read_impulse(name, rate), rate)]
 
-        paths = [path for path in Path(folder).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES]
-        entries, skipped = file_entries(paths)
+        other = OtherFiles()
+        entries, skipped = file_entries(list_audio(folder, other))
+        for line in other.lines():
+            logger.warning("impulse responses: %s", line)
         cache = cache_folder and Path(cache_folder) / f"impulse_responses_{rate}.jsonl"
         times, unusable = scan(entries, measure, cache, workers)
         self.rate, self.skipped = rate, skipped + unusable

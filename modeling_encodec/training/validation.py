@@ -13,7 +13,8 @@ from accelerate.utils import gather_object
 from modeling_encodec.evaluation.metrics import mel_distance, si_snr
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio import read_audio, write_audio
-from modeling_encodec.training.corpora import list_files
+from modeling_encodec.training.clips import resolve
+from modeling_encodec.training.corpora import list_recordings
 
 
 logger = logging.getLogger(__name__)
@@ -27,16 +28,17 @@ def read_clips(source: str | os.PathLike, model: EncodecModel, count: int, secon
         FileNotFoundError: if there is no such folder or manifest.
         ValueError: if not one can be read.
     """
-    files, config = list_files(source), model.config
+    files, config = list_recordings(source), model.config
     step = max(1, len(files) / count)
     clips = {}
-    for path in [files[int(number * step)] for number in range(min(count, len(files)))]:
+    for name, location in [files[int(number * step)] for number in range(min(count, len(files)))]:
+        path, part = resolve(location)
         try:
-            audio, _ = read_audio(path, config.sampling_rate, config.audio_channels)
+            audio, _ = read_audio(path, config.sampling_rate, config.audio_channels, **part)
         except (OSError, ValueError) as error:
             logger.warning("not validated on: %s", error)
             continue
-        clips[str(path)] = torch.from_numpy(audio[None, :, : int(seconds * config.sampling_rate)])
+        clips[name] = torch.from_numpy(audio[None, :, : int(seconds * config.sampling_rate)])
     if not clips:
         raise ValueError(f"{source}: none of {len(files)} files could be read")
     return clips

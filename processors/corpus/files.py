@@ -3,13 +3,14 @@
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import pyarrow
 
-from modeling_encodec.processors.audio import AUDIO_SUFFIXES
+from modeling_encodec.processors.audio_kinds import OtherFiles
 from modeling_encodec.processors.corpus.rows import (
     LEAST_ROWS,
     MOST_ROWS,
@@ -23,6 +24,7 @@ from modeling_encodec.processors.corpus.rows import (
     shard_share,
 )
 from modeling_encodec.training.corpora import manifest_rows
+from modeling_encodec.training.segments import PATH_KEYS, Segment, row_path, row_segment, segment_name
 
 
 LEAST_BYTES, MOST_BYTES = 8 << 20, 256 << 20  # of the files of a shard, unless something else is asked for
@@ -48,26 +50,28 @@ class FolderShard(Shard):
 
 @dataclass(frozen=True)
 class ManifestShard(Shard):
-    """Files of a manifest: for each its name, its path relative to `folder`, and the values of the fields `keep`."""
+    """Files of a manifest: for each its name, its path relative to `folder`, offset and duration of the segment if it
+    is one, and the values of the fields `keep`."""
 
     folder: str
     keep: tuple[str, ...]
-    files: tuple[tuple[str, str, tuple], ...] = field(repr=False)
+    files: tuple[tuple[str, str, tuple | None, tuple], ...] = field(repr=False)
 
     def rows(self) -> Iterator[Row]:
         """Its rows."""
-        for name, path, values in self.files:
-            yield Row(name, os.path.join(self.folder, path), dict(zip(self.keep, values)))
+        for name, path, part, values in self.files:
+            path = os.path.join(self.folder, path)
+            yield Row(name, Segment(path, *part) if part else path, dict(zip(self.keep, values)))
 
 
 def folder_source(
     folder: Path, shard_rows: int | None, shard_bytes: int | None
 ) -> tuple[Source, list[tuple[str, os.stat_result]]]:
     """The audio of a folder, with no shards if it holds none, and the archives in it; see `open_source`."""
-    listing, archives = Listing(), []
+    listing, archives, other = Listing(), [], OtherFiles()
 
     def audio() -> Iterator[tuple[bytes, int]]:
-        for name, state in _walk(folder):
+        for name, state in _walk(folder, other):
             if name.endswith(ARCHIVE_SUFFIXES):
                 archives.append((name, state))
             else:
@@ -78,20 +82,19 @@ def folder_source(
         for number, (names, size) in enumerate(_runs(audio(), shard_rows, shard_bytes))
     ]
     about = {"kind": "folder", "name": safe_name(folder.name)} | listing.describe()
-    return Source("B", shards, {}, about | {"shard_rows": shard_rows, "shard_bytes": shard_bytes}), archives
+    return Source("B", shards, {}, about | {"shard_rows": shard_rows, "shard_bytes": shard_bytes}, other), archives
 
 
-def _walk(folder: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    """Audio files and archives in the order of their posix paths relative to `folder`; links to files are followed,
-    links to folders are not."""
+def _walk(folder: Path, other: OtherFiles, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    """Audio files and archives in the order of their posix paths relative to `folder`, the rest counted in `other`;
+    links to files are followed, links to folders are not."""
     with os.scandir(folder / below) as entries:
         # With the "/" a folder's files come where they belong among all.
         found = {f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name: entry for entry in entries}
     for name, entry in sorted(found.items()):
-        wanted = os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES or name.endswith(ARCHIVE_SUFFIXES)
         if name.endswith("/"):
-            yield from _walk(folder, below + name)
-        elif wanted and entry.is_file():
+            yield from _walk(folder, other, below + name)
+        elif entry.is_file() and (name.endswith(ARCHIVE_SUFFIXES) or other.take(name)):
             yield below + name, entry.stat()
 
 
@@ -121,21 +124,29 @@ def manifest_source(
         raise ValueError(f"{manifest}: a row has more values than there are columns, allowed: as many")
     if not rows:
         raise ValueError(f"{manifest}: holds no rows, allowed: at least one")
-    refuse_options(manifest, keep, column, {key for row in rows for key in row} - {"path"})
+    refuse_options(manifest, keep, column, {key for row in rows for key in row} - set(PATH_KEYS))
     of_csv = manifest.suffix == ".csv"
     types, columns = {}, []
     for name in keep:
         types[name], values = _typed([row.get(name) for row in rows], of_csv)
         columns.append(values)
-    listing, names = Listing(), UniqueNames()
+    listing, names, other = Listing(), UniqueNames(), OtherFiles()
+    segments = Counter(row_path(row) for row in rows if row_segment(row) != (None, None))
 
     def files() -> Iterator[tuple[tuple, int]]:
-        for row, *values in zip((row["path"] for row in rows), *columns):
-            path = str(manifest.parent / row)
+        for row, *values in zip(rows, *columns):
+            given, part = row_path(row), row_segment(row)
+            path = str(manifest.parent / given)
+            other.take(given, listed=True)
             # Places of this machine are no names.
-            name = os.path.relpath(path, manifest.parent) if os.path.isabs(row) else str(PurePosixPath(row))
-            name = names.add(safe_name(name))
-            yield (name, row, tuple(values)), listing.add(name, _state(path), *values)
+            name = os.path.relpath(path, manifest.parent) if os.path.isabs(given) else str(PurePosixPath(given))
+            name = names.add(safe_name(segment_name(name, *part)))
+            part = None if part == (None, None) else part
+            size = listing.add(name, _state(path), *values, *((part,) if part else ()))
+            yield (
+                (name, given, part, tuple(values)),
+                -(-size // segments[given]) if part else size,
+            )  # segments share a file's bytes
 
     shards = [
         ManifestShard(number, size, str(manifest.parent), keep, tuple(found))
@@ -143,7 +154,7 @@ def manifest_source(
     ]
     cut = {"keep": list(keep), "shard_rows": shard_rows, "shard_bytes": shard_bytes}
     about = {"kind": "manifest", "name": safe_name(manifest.name)} | listing.describe() | cut
-    return Source("B", shards, types, about)
+    return Source("B", shards, types, about, other)
 
 
 def _state(path: str) -> os.stat_result | None:

@@ -8,14 +8,16 @@ import hashlib
 import itertools
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow
 
-from modeling_encodec.processors.audio import AUDIO_SUFFIXES
+from modeling_encodec.processors.audio_ffmpeg import OTHER_SUFFIXES
+from modeling_encodec.processors.audio_kinds import SNDFILE_SUFFIXES, OtherFiles
 from modeling_encodec.training.clips import Location
+from modeling_encodec.training.segments import PATH_KEYS
 
 
 LEAST_ROWS, MOST_ROWS = 16, 1024  # of a shard, unless something else is asked for
@@ -54,13 +56,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """A corpus: its shards, the unit of their sizes ("B" of files, "rows" or "shards"), and the Arrow types of the
-    kept values."""
+    """A corpus: its shards, the unit of their sizes ("B" of files, "rows" or "shards"), the Arrow types of the kept
+    values, and the files that libsndfile does not read."""
 
     unit: str
     shards: list[Shard] = field(repr=False)
     kept: dict[str, pyarrow.DataType]
     description: dict = field(repr=False)
+    other: OtherFiles = field(default_factory=OtherFiles, repr=False)
 
     def describe(self) -> dict:
         """JSON, equal for the same corpus cut in the same way: of files the names, sizes and times of change, of
@@ -139,7 +142,14 @@ def refuse_options(source, keep: Sequence[str], column: str | None, allowed: Seq
 
 def named_as_audio(column: str) -> bool:
     """Whether a column's name ends as audio files do: "flac", "0.wav"."""
-    return f".{column.rpartition('.')[2].lower()}" in AUDIO_SUFFIXES
+    return f".{column.rpartition('.')[2].lower()}" in SNDFILE_SUFFIXES
+
+
+def audio_columns(columns: Iterable[str]) -> list[str]:
+    """The columns that are called like audio files; of those that only ffmpeg reads, if there are no others."""
+    columns = list(columns)
+    other = [column for column in columns if f".{column.rpartition('.')[2].lower()}" in OTHER_SUFFIXES]
+    return [column for column in columns if named_as_audio(column)] or other
 
 
 def choose_column(source, columns: Sequence[str], asked: str | None, *, typed: Sequence[str] = ()) -> str:
@@ -153,8 +163,9 @@ def choose_column(source, columns: Sequence[str], asked: str | None, *, typed: S
         if asked not in columns:
             raise ValueError(f"{source}: column is {asked!r}, allowed: {', '.join(columns) or 'none'}")
         return asked
-    named = [column for column in columns if f".{column.lower()}" in AUDIO_SUFFIXES]
-    for found in (["audio"] if "audio" in columns else [], typed, named):
+    named = [column for column in columns if f".{column.lower()}" in SNDFILE_SUFFIXES]
+    paths = [column for column in PATH_KEYS if column in columns]
+    for found in (["audio"] if "audio" in columns else [], typed, named, paths):
         if len(found) == 1:
             return found[0]
     raise ValueError(

@@ -137,8 +137,9 @@ def read_notes(path: Path) -> dict | None:
         return None
 
 
-def write_summary(folder: Path, description: dict) -> dict:
-    """Write manifest, skipped rows and card of a complete run of this `description`; returns the manifest.
+def write_summary(folder: Path, description: dict, other: dict) -> dict:
+    """Write manifest, skipped rows and card of a complete run of this `description`, with the files of `other` kinds
+    that its source holds; returns the manifest.
 
     Raises:
         ValueError: if a shard is missing, or there is not one row.
@@ -162,7 +163,7 @@ def write_summary(folder: Path, description: dict) -> dict:
         raise ValueError(f"none of {totals['skipped']} clips gives audio{first}")
     provenance = description["provenance"]
     totals["hours"] = round(totals["samples"] / provenance["sampling_rate"] / 3600, 6)
-    manifest = {"format": 1} | description | {"totals": totals, "files": files}
+    manifest = {"format": 1} | description | {"totals": totals, "other_files": other, "files": files}
     with atomic_path(folder / "README.md") as temporary:
         temporary.write_text("\n".join(_card(manifest)), encoding="utf-8")
     with atomic_path(folder / "manifest.json") as temporary:  # last: with it the folder is complete

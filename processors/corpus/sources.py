@@ -8,9 +8,10 @@ of its files' names.
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from modeling_encodec.processors.audio import AUDIO_SUFFIXES
+from modeling_encodec.processors.audio_kinds import AUDIO_SUFFIXES
 from modeling_encodec.processors.corpus.files import ARCHIVE_SUFFIXES, folder_source, manifest_source
 from modeling_encodec.processors.corpus.rows import Row, Shard, Source, refuse_options
 from modeling_encodec.processors.corpus.tables import dataset_source, parquet_source, stored_source
@@ -38,7 +39,8 @@ def open_source(
     """List a corpus.
 
     Args:
-        source (path, Hub id or dataset): a folder of audio; a manifest (.jsonl, .csv, .txt); a .parquet or .tar
+        source (path, Hub id or dataset): a folder of audio; a manifest (.jsonl, .csv, .txt) of `path`s, and perhaps
+            `offset` and `duration` in seconds; a .parquet or .tar
             (WebDataset) file, or a folder of such, one shard each; a folder of `save_to_disk`; a Hub id; or a
             `datasets` dataset. A stream has the shards that it has; its `take` and `skip` count in each of them, as
             `datasets` does it.
@@ -100,9 +102,10 @@ def _of_folder(
     if len(kinds) != 1:
         holds = " and ".join(sorted(kinds)) or "no corpus"
         allowed = ", ".join((*AUDIO_SUFFIXES, *ARCHIVE_SUFFIXES))
-        raise ValueError(f"{folder}: holds {holds}, allowed: audio ({allowed}) of one kind, or a saved dataset")
+        there = "".join(f"; {line}" for line in source.other.lines())
+        raise ValueError(f"{folder}: holds {holds}, allowed: audio ({allowed}) of one kind, or a saved dataset{there}")
     if archives:
-        return _of_archives(folder, archives, folder.name, keep, column)
+        return replace(_of_archives(folder, archives, folder.name, keep, column), other=source.other)
     refuse_options(folder, keep, column, [])
     return source
 

@@ -32,6 +32,7 @@ from modeling_encodec.processors.corpus.rows import (
 from modeling_encodec.training.clips import Location
 from modeling_encodec.training.corpora import audio_column, encoded_audio, load_dataset, refuse
 from modeling_encodec.training.options import CorpusConfig
+from modeling_encodec.training.segments import cut_location, segment_keys
 
 
 TABLE_ROWS = 16  # that are in memory at a time
@@ -125,9 +126,19 @@ class _Columns:
         """The rows of a table whose first has the number `first`."""
         audio = table.column(self.audio)
         kept = {column: self._values(table.column(column), column) for column in self.kept}
+        parts = {key: table.column(key).to_pylist() for key in self.parts(table.schema)}
         for row in range(table.num_rows):
             title = f"{name} {first + row:06d}"
-            yield Row(title, _location(title, audio[row]), {column: kept[column][row] for column in kept})
+            location = _location(title, audio[row])
+            try:
+                location = cut_location(location, {key: parts[key][row] for key in parts})
+            except ValueError as error:
+                location = partial(refuse, title, str(error))
+            yield Row(title, location, {column: kept[column][row] for column in kept})
+
+    def parts(self, schema: pyarrow.Schema) -> list[str]:
+        """The columns that may say which part of a recording a row means."""
+        return [key for key in segment_keys(schema.names) if key != self.audio]
 
     def _values(self, values: pyarrow.Array | pyarrow.ChunkedArray, column: str) -> list:
         if column in self.labels:
@@ -153,6 +164,7 @@ class ParquetShard(Shard):
             if missing:
                 raise ValueError(f"has no column {missing[0]!r}, allowed: the columns of the corpus's first file")
             table = _Columns(self.column, self.kept, _labels(file.schema_arrow))
+            columns = list(dict.fromkeys([*columns, *table.parts(file.schema_arrow)]))
             for batch in file.iter_batches(TABLE_ROWS, columns=columns):
                 yield from table.rows(batch, f"{self.name} row", first)
                 first += batch.num_rows

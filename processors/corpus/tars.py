@@ -21,8 +21,8 @@ from modeling_encodec.processors.corpus.rows import (
     Shard,
     Source,
     UniqueNames,
+    audio_columns,
     choose_column,
-    named_as_audio,
     one_line_reasons,
     safe_name,
 )
@@ -75,7 +75,7 @@ class TarShard(Shard):
                 yield Row(name, location, kept)
 
     def _location(self, name: str, members: dict[str, tarfile.TarInfo]) -> Location:
-        audio = [self.column] if self.column else [column for column in members if named_as_audio(column)]
+        audio = [self.column] if self.column else audio_columns(members)
         found = [members[column] for column in audio if column in members]
         if len(found) != 1:
             allowed = f"one of {self.column}" if self.column else "one, or the name of a column"
@@ -136,12 +136,13 @@ def _columns(name: str, paths: list[str], keep: tuple, column: str | None) -> tu
     """The audio column, None if it differs between samples, and the kept ones, by the first tar that holds any."""
     samples = next(filter(None, (_first_samples(path) for path in paths)), [])
     columns = sorted({column for sample in samples for column in sample})
-    most = max((sum(map(named_as_audio, sample)) for sample in samples), default=0)
+    most = max((len(audio_columns(sample)) for sample in samples), default=0)
+    named = audio_columns(columns)
     if column is not None or "audio" in columns or most != 1:
         column = choose_column(name, columns, column)
     for asked in keep:
-        if asked not in columns or asked == column or (column is None and named_as_audio(asked)):
-            allowed = [other for other in columns if other != column and (column or not named_as_audio(other))]
+        if asked not in columns or asked == column or (column is None and asked in named):
+            allowed = [other for other in columns if other != column and (column or other not in named)]
             raise ValueError(f"{name}: keep is {asked!r}, allowed: {', '.join(allowed) or 'none'}")
     return column, {asked: pyarrow.string() for asked in keep}
 

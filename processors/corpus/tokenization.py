@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.processors.audio_ffmpeg import ffmpeg_version
 from modeling_encodec.processors.audio_tokens import (
     PortableCodec,
     Tokens,
@@ -108,8 +109,11 @@ class Tokenization:
             "columns": {field.name: str(field.type) for field in self.schema},
             "shards": len(self.source.shards),
             "batch_seconds": self.batch_seconds,
-            "versions": versions | {"libsndfile": soundfile.__libsndfile_version__},
+            "versions": versions | {"libsndfile": soundfile.__libsndfile_version__} | self._ffmpeg(),
         }
+
+    def _ffmpeg(self) -> dict:
+        return {"ffmpeg": ffmpeg_version()} if self.source.other.decoded else {}
 
     def path(self, shard: int) -> Path:
         """The file of a shard."""
@@ -188,7 +192,7 @@ def missing_shards(run: Tokenization) -> list[int]:
 
 def finish_output(run: Tokenization, made: Sequence[int], seconds: float, waited: float) -> TokenizationReport:
     """Sum up a complete output, of which these shards were made now, in so many seconds."""
-    manifest = write_summary(run.folder, run.describe())
+    manifest = write_summary(run.folder, run.describe(), run.source.other.describe())
     samples = sum(manifest["files"][shard]["samples"] for shard in made)
     return TokenizationReport(manifest, samples / run.codec.config.sampling_rate / 3600, seconds, waited)
 
