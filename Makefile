@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# The `encodec` package asks for torchaudio, whose wheels ask for CUDA; the tests need neither (tests/peers.py).
+PEERS := encodec==0.1.1 einops
 
-.PHONY: demo test test-all lint docs cards notebooks screenshot bench bench-streaming bench-memory bench-lm bench-training bench-tokenize clean
+.PHONY: demo test test-all test-newest lint docs cards notebooks screenshot bench bench-streaming bench-memory bench-lm bench-training bench-tokenize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/modeling-encodec demo --out demo_output --force
@@ -14,6 +16,17 @@ test: $(VENV)/.dev lint
 
 test-all: $(VENV)/.dev lint
 	$(BIN)/python -m pytest -q -n 2
+
+# The newest that pyproject.toml allows, whatever constraints.txt says, in an environment of its own. The newest torch may
+# be gigabytes of CUDA: `make test-newest TORCH=torch==2.13.0` keeps to the build that constraints.txt names.
+TORCH ?= torch
+NEWEST := .venv-newest/bin/python -m
+test-newest:
+	test -d .venv-newest || $(PYTHON) -m venv .venv-newest
+	$(NEWEST) pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev]" "$(TORCH)"
+	$(NEWEST) pip install --quiet --upgrade --no-deps $(PEERS)
+	$(NEWEST) pip freeze | grep -E "^(accelerate|datasets|huggingface[-_]hub|numpy|torch|transformers)=="
+	$(NEWEST) pytest -q -n 2 -m "not slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -58,11 +71,10 @@ $(VENV)/.demo: $(VENV)/.venv pyproject.toml constraints.txt
 	$(INSTALL) --editable ".[demo]"
 	touch $@
 
-# The `encodec` package asks for torchaudio, whose wheels ask for CUDA; the tests need neither (tests/peers.py).
 $(VENV)/.dev: $(VENV)/.venv pyproject.toml constraints.txt
 	$(INSTALL) --editable ".[dev]"
-	$(INSTALL) --no-deps encodec==0.1.1 einops
+	$(INSTALL) --no-deps $(PEERS)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo_output *.egg-info
+	rm -rf $(VENV) .venv-newest build dist demo_output *.egg-info

@@ -142,7 +142,8 @@ def test_the_bundled_checkpoints_are_not_encoded_anew(hub, run):
         files = hub.repositories[name].files()
         assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
         before, after = json.loads((folder / "config.json").read_text()), json.loads(files["config.json"])
-        assert after.pop("auto_map") and after == before
+        assert after.pop("auto_map")
+        assert after | {"transformers_version": before["transformers_version"]} == before  # the one that saved it
         card = ModelCard(files["README.md"].decode())  # the folder's README has no metadata
         assert "encodec" in card.data.tags and f'from_pretrained("{name}")' in card.text
 
