@@ -13,6 +13,7 @@ LAYERS = {
     "atomic": 0,
     "plots": 1,
     "run_folder": 1,
+    "worker_processes": 0,
     "checkpoints": 0,
     "batching_encodec": 0,
     "configuration_encodec": 0,

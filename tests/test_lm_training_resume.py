@@ -4,6 +4,9 @@ import dataclasses
 import os
 import shutil
 import signal
+import threading
+import time
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -69,6 +72,45 @@ def test_sigterm_leaves_a_resumable_checkpoint(config, tmp_path):
     run(dataclasses.replace(stopped, resume=True))
     assert_equal(state_of(config), state_of(stopped))
     assert log_of(config) == log_of(stopped)
+
+
+class Hanging(torch.utils.data.Dataset):
+    """Examples of which those from number `first` on never come."""
+
+    def __init__(self, examples, first: int, then):
+        self.examples, self.first, self.then = examples, first, then
+
+    def __getitem__(self, index: int) -> dict:
+        if index >= self.first:
+            self.then()
+        return self.examples[index]
+
+
+@pytest.mark.parametrize("first", [0, 12])
+def test_sigterm_ends_the_wait_for_a_batch(config, tmp_path, first):
+    """Also for the very first; what was learned until then is saved."""
+    run(config)
+    stopped = dataclasses.replace(config, output=str(tmp_path / "stopped"), workers=2)
+    trainer = LMTrainer(stopped)
+    trainer.data = Hanging(trainer.data, first, partial(time.sleep, 600))
+    threading.Timer(5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    began = time.monotonic()
+    assert trainer.train() == "stopped" and state_of(stopped)["update"] == trainer.update == first // 4
+    assert time.monotonic() - began < 120
+    run(dataclasses.replace(stopped, resume=True))
+    assert_equal(state_of(config), state_of(stopped))
+
+
+def test_a_reader_that_is_killed_ends_the_run(config, tmp_path):
+    run(config)
+    killed = dataclasses.replace(config, output=str(tmp_path / "killed"), workers=2, save_every=1)
+    trainer = LMTrainer(killed)
+    trainer.data = Hanging(trainer.data, 12, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RuntimeError, match="a worker process ended before its work did .killed by SIGKILL"):
+        trainer.train()
+    assert trainer.update == 3
+    run(dataclasses.replace(killed, resume=True))
+    assert_equal(state_of(config), state_of(killed))
 
 
 def test_resuming_another_run_is_refused(config, audio_config, place, tmp_path):
