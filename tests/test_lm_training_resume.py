@@ -137,6 +137,24 @@ def test_resuming_another_run_is_refused(config, audio_config, place, tmp_path):
         LMTrainer(again)
 
 
+def test_a_finished_run_goes_on_with_more_epochs(config):
+    """With a constant rate it is to the bit the longer run from the start; the integer form is made anew."""
+    options = dataclasses.replace(config, updates_per_epoch=3, decay_to=1.0, warmup_updates=2)
+    long = dataclasses.replace(options, epochs=2, output=f"{config.output}_long")
+    run(long)
+    run(options)
+    again = dataclasses.replace(options, epochs=2, resume=True)
+    run(again)
+    assert_equal(state_of(long), state_of(options))
+    models = [load_file(Path(one.output) / "model" / "model.safetensors") for one in (long, options)]
+    assert_equal(*models)
+    falling = dataclasses.replace(config, updates_per_epoch=3, decay_to=0.0, output=f"{config.output}_falling")
+    run(falling)
+    with pytest.raises(ValueError, match="epochs is 2, allowed: 1, .* --extend"):
+        LMTrainer(dataclasses.replace(falling, epochs=2, resume=True))
+    run(dataclasses.replace(falling, epochs=2, resume=True, extend=True))
+
+
 def test_resuming_on_other_audio_is_refused(audio_config, place, tmp_path):
     folder = shutil.copytree(place / "audio", tmp_path / "audio")
     options = dataclasses.replace(audio_config, corpora=[{"name": "a", "source": str(folder)}], index=None)
