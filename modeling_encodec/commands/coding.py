@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -228,8 +229,8 @@ def _plan(paths: list[str], suffixes: tuple[str, ...], new_suffix: str, force: b
         jobs = list(_folder_jobs(sources, Path(target), suffixes, new_suffix))
         if not jobs:
             raise ValueError(f"no {', '.join(suffixes)} files in {', '.join(sources)}")
-    targets = [made for _, made in jobs]
-    twice = next((made for made in targets if targets.count(made) > 1), None)
+    times = Counter(made for _, made in jobs)
+    twice = next((made for made, count in times.items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"two inputs would both become {twice}")
     for source, made in jobs:
