@@ -20,8 +20,10 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from .configuration_encodec import EncodecConfig
+from .kernels_encodec import limit_kernels
 
 
+limit_kernels()  # here too, for this file travels without the package
 # Weights of more numbers than this are multiplied as one matrix.
 LARGE_WEIGHT = 1 << 20
 # And those of inputs up to so many numbers: PyTorch would take its plain convolution, which copies them each time.

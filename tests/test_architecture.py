@@ -68,6 +68,7 @@ LAYERS = {
     "seanet_encodec": 2,
     "outputs_encodec": 0,
     "precision_encodec": 0,
+    "kernels_encodec": 0,
     "integer_lm_encodec": 1,
     "calibration_lm_encodec": 2,
     "modeling_encodec": 3,
