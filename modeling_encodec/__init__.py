@@ -2,6 +2,10 @@
 
 import importlib
 
+from modeling_encodec.onednn_encodec import limit_kernels as _limit_kernels
+
+
+_limit_kernels()
 
 _MODULES = {
     "AudioReader": "modeling_encodec.processors.audio",

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import _WeightNorm
 
+from .onednn_encodec import limit_kernels
 from .weight_cache_encodec import WeightCache
 
 
+limit_kernels()  # here too, for this file travels without the package
 # Weights of more numbers than this are multiplied as one matrix.
 LARGE_WEIGHT = 1 << 20
 # And those of inputs up to so many numbers: PyTorch would take its plain convolution, which copies them each time.

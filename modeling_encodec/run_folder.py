@@ -6,15 +6,16 @@ files that appear whole, so what is there need not be made again, whoever made i
 
 import json
 import os
+import tempfile
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from modeling_encodec.atomic import atomic_path
 
@@ -40,23 +41,21 @@ def start_run(
         if set(others) - {".lock"}:
             raise FileExistsError(f"{folder} holds other things, allowed: a new folder, or that of this run")
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"{folder}: another process is at work there, allowed: one run at a time") from None
-    if begun.exists() and not force:
-        _check_same(description, begun)
-    for name in finals:
-        (folder / name).unlink(missing_ok=True)
-    for path in (folder / results).glob("*" if force else ".*"):
-        path.unlink()
-    for name in ("run.json", *finals):
-        for path in folder.glob(f".{Path(name).stem}-*{Path(name).suffix}"):
+    with ExitStack() as stack:
+        stack.enter_context(_keep_others_out(folder))
+        if begun.exists() and not force:
+            _check_same(description, begun)
+        for name in finals:
+            (folder / name).unlink(missing_ok=True)
+        for path in (folder / results).glob("*" if force else ".*"):
             path.unlink()
-    with atomic_path(begun) as temporary:
-        temporary.write_text(json.dumps(description, indent=1))
-    (folder / results).mkdir(exist_ok=True)
-    return lock
+        for name in ("run.json", *finals):
+            for path in folder.glob(f".{Path(name).stem}-*{Path(name).suffix}"):
+                path.unlink()
+        with atomic_path(begun) as temporary:
+            temporary.write_text(json.dumps(description, indent=1))
+        (folder / results).mkdir(exist_ok=True)
+        return stack.pop_all()
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,55 @@ def join_processes() -> Processes:
     # A process that is done waits for the slowest, for as long as that takes.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
     return Processes(state.process_index, state.num_processes)
+
+
+def _keep_others_out(folder: Path) -> AbstractContextManager:
+    """The folder's lock; where there can be none, a file that names its holder, as another host may have left it."""
+    path = folder / ".lock"
+    if _has_locks(folder) and not _size(path):
+        try:
+            return FileLock(path).acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"{folder}: another process is at work there, allowed: one run at a time") from None
+    if _size(path) == 0:  # left by a run that had a lock
+        path.unlink(missing_ok=True)
+    try:
+        return SoftFileLock(path).acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"{folder}: {_holder(path)} is at work there, allowed: one run at a time; if it is no more, delete {path}"
+        ) from None
+
+
+def _has_locks(folder: Path) -> bool:
+    """Whether files can be locked there: on shared folders not always, and with errors of many kinds."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where they can
+        return True
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _holder(path: Path) -> str:
+    """Who made a lock's file, and when, as far as it says."""
+    try:
+        since = datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat(" ", "minutes")
+        process, host, *_ = path.read_text(errors="replace").splitlines()
+    except (OSError, ValueError):
+        return "another process"
+    return f"process {process} on {host}, since {since},"
 
 
 def _check_same(description: dict, begun: Path) -> None:

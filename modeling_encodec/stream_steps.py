@@ -4,6 +4,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from pathlib import Path
 
 import safetensors.torch
@@ -331,4 +332,4 @@ def split_chunks(config: EncodecConfig, chunks: int, frames: int) -> list[tuple[
     counts = cut(rests[min(bisect_left(rests, frames, key=lambda rest: sum(cut(rest))), len(rests) - 1)])
     if sum(counts) != frames:
         raise ValueError(f"codes have {frames} frames and {chunks} scales, allowed: whole chunks and their scales")
-    return [(sum(counts[:index]), count) for index, count in enumerate(counts)]
+    return list(zip(accumulate(counts, initial=0), counts))

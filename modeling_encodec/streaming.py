@@ -459,13 +459,21 @@ def cut_blocks(blocks: Iterable[torch.Tensor], length: int) -> Iterator[tuple[to
     Raises:
         ValueError: if there are no blocks.
     """
-    kept = None
+    kept, samples = [], 0  # joined when they are enough, for there may be very many
     for block in blocks:
         block = as_tensor("a block", block)
-        kept = block if kept is None else torch.cat([kept, block], dim=-1)
-        while kept.shape[-1] > length:
-            yield kept[..., :length], False
-            kept = kept[..., length:]
-    if kept is None:
+        kept.append(block)
+        samples += block.shape[-1]
+        if samples > length:
+            whole = _joined(kept)
+            while whole.shape[-1] > length:
+                yield whole[..., :length], False
+                whole = whole[..., length:]
+            kept, samples = [whole], whole.shape[-1]
+    if not kept:
         raise ValueError("the signal holds nothing, allowed: at least one block")
-    yield kept, True
+    yield _joined(kept), True
+
+
+def _joined(blocks: list[torch.Tensor]) -> torch.Tensor:
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)

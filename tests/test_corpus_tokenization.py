@@ -1,7 +1,9 @@
 """Corpora to folders of tokens: the same bytes by any number of processes and workers, after any stop."""
 
 import json
+import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,10 @@ from datasets import Dataset, Features, Value, load_dataset
 from filelock import FileLock
 
 from modeling_encodec.processors.audio import read_audio
+from modeling_encodec.processors.audio_tokens import encode_clips
+from modeling_encodec.processors.corpus import tokenization
+from modeling_encodec.processors.corpus.loading import Block, Clips, LoadingOptions, ShardEnd, Unusable, load_shards
+from modeling_encodec.processors.corpus.sources import open_source
 from modeling_encodec.processors.dataset_tokenization import CodecTokenizer, load_tokens, provenance_of
 
 
@@ -98,6 +104,53 @@ def test_workers_do_not_matter(tokenize, corpus, whole, tmp_path):
     tokenize(corpus, tmp_path / "out", *CUT, workers=2)
     assert files_of(tmp_path / "out") == whole
     assert sum(name.startswith("data/") for name in whole) == 4
+
+
+@pytest.mark.parametrize("kind", [Clips, Block, Unusable, ShardEnd])
+def test_what_does_not_arrive_is_missed(run, corpus, folder, tmp_path, monkeypatch, kind):
+    """Of whatever kind: neither the shard nor the manifest is written, and the same command mends it."""
+    command = ("tokenize", corpus, tmp_path / "out", "-m", folder / "24khz", "-b", 3.6, *CUT)
+    whole = tokenization.load_shards
+
+    def with_one_lost(*arguments):
+        items = whole(*arguments)
+        for item in items:
+            if type(item) is kind:
+                yield from items
+                return
+            yield item
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenization, "load_shards", with_one_lost)
+        code, _, lines = run(*command)
+    assert code == 2 and " arrived" in lines[-1], lines
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out" / "data" / "train-00000-of-00004.parquet").exists() or kind is Block
+    assert run(*command)[0] == 0
+
+
+def test_a_worker_that_is_killed_is_named(run, corpus, folder, tmp_path, monkeypatch):
+    command = ("tokenize", corpus, tmp_path / "out", "-m", folder / "24khz", "-b", 3.6, *CUT, "--workers", 2)
+
+    def killed(maker, *_):
+        (worker,) = multiprocessing.active_children()[:1]
+        worker.kill()
+        worker.join()
+        return encode_clips(maker, *_)
+
+    monkeypatch.setattr(tokenization, "encode_clips", killed)
+    code, _, lines = run(*command)
+    assert code == 2 and "a worker process ended before its work did (killed by SIGKILL" in lines[-1], lines
+    assert not (tmp_path / "out" / "manifest.json").exists() and not multiprocessing.active_children()
+
+
+def test_audio_needs_no_shared_memory(corpus, small_models):
+    """What workers send holds the samples themselves, as arrays."""
+    options = LoadingOptions(small_models["24khz"].config, 2, 240000)
+    shards = open_source(corpus, shard_rows=4).shards
+    for item in load_shards(shards, options, 0):
+        if isinstance(item, (Clips, Block)):
+            assert type(item.audio) is np.ndarray and len(pickle.dumps(item)) > item.audio.nbytes
 
 
 def test_two_processes_write_what_one_does(corpus, folder, whole, tmp_path):

@@ -4,6 +4,9 @@ import dataclasses
 import os
 import shutil
 import signal
+import threading
+import time
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -71,6 +74,45 @@ def test_sigterm_leaves_a_resumable_checkpoint(config, tmp_path):
     assert log_of(config) == log_of(stopped)
 
 
+class Hanging(torch.utils.data.Dataset):
+    """Examples of which those from number `first` on never come."""
+
+    def __init__(self, examples, first: int, then):
+        self.examples, self.first, self.then = examples, first, then
+
+    def __getitem__(self, index: int) -> dict:
+        if index >= self.first:
+            self.then()
+        return self.examples[index]
+
+
+@pytest.mark.parametrize("first", [0, 12])
+def test_sigterm_ends_the_wait_for_a_batch(config, tmp_path, first):
+    """Also for the very first; what was learned until then is saved."""
+    run(config)
+    stopped = dataclasses.replace(config, output=str(tmp_path / "stopped"), workers=2)
+    trainer = LMTrainer(stopped)
+    trainer.data = Hanging(trainer.data, first, partial(time.sleep, 600))
+    threading.Timer(5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    began = time.monotonic()
+    assert trainer.train() == "stopped" and state_of(stopped)["update"] == trainer.update == first // 4
+    assert time.monotonic() - began < 120
+    run(dataclasses.replace(stopped, resume=True))
+    assert_equal(state_of(config), state_of(stopped))
+
+
+def test_a_reader_that_is_killed_ends_the_run(config, tmp_path):
+    run(config)
+    killed = dataclasses.replace(config, output=str(tmp_path / "killed"), workers=2, save_every=1)
+    trainer = LMTrainer(killed)
+    trainer.data = Hanging(trainer.data, 12, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RuntimeError, match="a worker process ended before its work did .killed by SIGKILL"):
+        trainer.train()
+    assert trainer.update == 3
+    run(dataclasses.replace(killed, resume=True))
+    assert_equal(state_of(config), state_of(killed))
+
+
 def test_resuming_another_run_is_refused(config, audio_config, place, tmp_path):
     codes = shutil.copytree(place / "codes", tmp_path / "codes")
     options = dataclasses.replace(config, codes=[str(codes)])
@@ -93,6 +135,24 @@ def test_resuming_another_run_is_refused(config, audio_config, place, tmp_path):
     save_codes(codes, patterns(12, 40, seed=5))
     with pytest.raises(ValueError, match="corpus 'codes' holds other files now"):
         LMTrainer(again)
+
+
+def test_a_finished_run_goes_on_with_more_epochs(config):
+    """With a constant rate it is to the bit the longer run from the start; the integer form is made anew."""
+    options = dataclasses.replace(config, updates_per_epoch=3, decay_to=1.0, warmup_updates=2)
+    long = dataclasses.replace(options, epochs=2, output=f"{config.output}_long")
+    run(long)
+    run(options)
+    again = dataclasses.replace(options, epochs=2, resume=True)
+    run(again)
+    assert_equal(state_of(long), state_of(options))
+    models = [load_file(Path(one.output) / "model" / "model.safetensors") for one in (long, options)]
+    assert_equal(*models)
+    falling = dataclasses.replace(config, updates_per_epoch=3, decay_to=0.0, output=f"{config.output}_falling")
+    run(falling)
+    with pytest.raises(ValueError, match="epochs is 2, allowed: 1, .* --extend"):
+        LMTrainer(dataclasses.replace(falling, epochs=2, resume=True))
+    run(dataclasses.replace(falling, epochs=2, resume=True, extend=True))
 
 
 def test_resuming_on_other_audio_is_refused(audio_config, place, tmp_path):

@@ -254,7 +254,7 @@ def test_errors_of_the_loader(options, message):
 
 
 SCRIPT = """
-import os, signal, sys, time
+import multiprocessing, os, signal, sys, time
 from modeling_encodec.training.configuration import TrainingConfig
 from modeling_encodec.training.options import CorpusConfig
 from modeling_encodec.training.corpora import open_corpus
@@ -267,7 +267,7 @@ corpus = open_corpus(CorpusConfig("a", sys.argv[1]), 1)
 dataset = TrainingAudio(TrainingConfig(segment_seconds=0.1), [corpus], 8000, 1)
 loader = iter(batch_loader(dataset, batch_size=2, workers=2))
 next(loader)
-print(*[worker.pid for worker in loader._workers], flush=True)
+print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
 while not stop:
     time.sleep(0.05)
 time.sleep(0.5)

@@ -48,6 +48,42 @@ def test_resuming_another_run_is_refused(config, tmp_path):
         CodecTrainer(dataclasses.replace(config, updates_per_epoch=1, resume=True))
 
 
+def test_a_finished_run_goes_on_with_more_epochs(config, place):
+    """With a constant rate it is to the bit the longer run from the start, though it was finished in between."""
+    options = dataclasses.replace(config, updates_per_epoch=2, weight_average=0.9, validation=str(place / "audio"))
+    run(dataclasses.replace(options, epochs=3, output=f"{config.output}_long"))
+    run(options)
+    run(dataclasses.replace(options, epochs=2, resume=True))
+    run(dataclasses.replace(options, updates_per_epoch=6, resume=True))
+    assert_equal(state_of(dataclasses.replace(options, output=f"{config.output}_long")), state_of(options))
+    for shorter, message in (
+        ({"epochs": 2}, "epochs is 2, allowed: at least 3, for 6 updates are done"),
+        ({"updates_per_epoch": 5}, "updates_per_epoch is 5, allowed: at least 6, for 6 updates are done"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CodecTrainer(dataclasses.replace(options, resume=True, **shorter))
+    with pytest.raises(ValueError, match="learning_rate is 0.1, allowed: 0.0003"):
+        CodecTrainer(dataclasses.replace(options, resume=True, extend=True, epochs=4, learning_rate=0.1))
+
+
+def test_a_longer_schedule_is_asked_for_by_name(config, caplog):
+    options = dataclasses.replace(config, updates_per_epoch=2, decay_to=0.5, warmup_updates=1)
+    run(options)
+    longer = dataclasses.replace(options, epochs=2, resume=True)
+    with pytest.raises(ValueError, match="epochs is 2, allowed: 1, as in the run .* learning rate falls .* --extend"):
+        CodecTrainer(longer)
+    with caplog.at_level("WARNING"):
+        trainer = run(dataclasses.replace(longer, extend=True))
+    assert (
+        "extended from 2 to 4 updates" in caplog.text
+        and "at update 2 it is 0.75 of its full value, where" in caplog.text
+    )
+    assert trainer.update == 4
+    run(longer)  # from now on that is its length
+    with pytest.raises(ValueError, match="extend is True, allowed: no without resume"):
+        dataclasses.replace(longer, resume=False, extend=True)
+
+
 def test_resuming_on_other_files_is_refused(config, tmp_path):
     """The same folder with another file would give other examples without a word."""
     folder = shutil.copytree(Path(config.corpora[0].source), tmp_path / "audio")

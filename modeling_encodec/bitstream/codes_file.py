@@ -116,6 +116,7 @@ class EcdcWriter:
             file_id=0,
         )
         self.pending: list[np.ndarray] = []
+        self.pending_frames = 0
         self.scales: list[float] = []
 
     def write(self, codes: np.ndarray, scale: float | None = None) -> None:
@@ -134,15 +135,16 @@ class EcdcWriter:
         if codes.size and not (codes.min() >= 0 and codes.max() < size):
             raise ValueError(f"codes range from {codes.min()} to {codes.max()}, allowed: 0 to {size - 1}")
         self.pending.append(codes.astype("<i8"))
+        self.pending_frames += codes.shape[1]
         if scale is not None:
             self.scales = [*(self.scales if chunks else []), float(real_number("scale", scale))]
         while True:
             if chunks:
                 full = len(self.pending) * self.config.chunk_stride >= self.header.samples_per_segment
-                frames = sum(piece.shape[1] for piece in self.pending)
+                frames = self.pending_frames
             else:
                 frames = self.header.frames_per_segment
-                full = sum(piece.shape[1] for piece in self.pending) >= frames
+                full = self.pending_frames >= frames
             if not full:
                 return
             self._write_segment(frames)
@@ -154,9 +156,8 @@ class EcdcWriter:
             EcdcError: for a length that the codes written do not have.
         """
         audio_length = whole_number("audio_length", audio_length, 0, error=EcdcError)
-        frames = sum(piece.shape[1] for piece in self.pending)
-        if frames:
-            self._write_segment(frames)
+        if self.pending_frames:
+            self._write_segment(self.pending_frames)
         self._open(np.empty(0))
         self.segments.close(audio_length)
         if self.header.audio_length is None and self.place is not None:
@@ -171,7 +172,7 @@ class EcdcWriter:
     def _write_segment(self, frames: int) -> None:
         codes = self.pending[0] if len(self.pending) == 1 else np.concatenate(self.pending, axis=1)
         codes, rest = codes[:, :frames], codes[:, frames:]
-        self.pending = [rest] if rest.shape[1] else []
+        self.pending, self.pending_frames = [rest] if rest.shape[1] else [], rest.shape[1]
         scales = self.scales
         if self.config.chunk_length is not None:  # else the one scale is the whole signal's
             self.scales = []

@@ -241,8 +241,8 @@ def _plan(paths: list[str], find: Callable[[Path], list[Path]], new_suffix: str,
         if not jobs:
             kind = "audio" if new_suffix == SUFFIX else SUFFIX
             raise ValueError(f"no {kind} files in {', '.join(sources)}")
-    targets = [made for _, made in jobs]
-    twice = next((made for made in targets if targets.count(made) > 1), None)
+    times = Counter(made for _, made in jobs)
+    twice = next((made for made, count in times.items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"two inputs would both become {twice}")
     for source, made in jobs:

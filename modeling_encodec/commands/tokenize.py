@@ -67,10 +67,7 @@ def tokenize(
     On several devices or machines: torchrun --nproc_per_node N -m modeling_encodec tokenize ...
     """
     import logging
-    import os
 
-    # PyTorch keeps a convolution's code for each of the last 1024 lengths of clips, some 600 MB; fewer cost no time.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     from modeling_encodec.checkpoints import bundled_checkpoint
     from modeling_encodec.processors.audio_tokens import PortableCodec
     from modeling_encodec.processors.corpus.sources import open_source

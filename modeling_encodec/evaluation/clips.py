@@ -143,10 +143,11 @@ def select_clips(
     if most_seconds is not None and not 0 < most_seconds < math.inf:
         raise ValueError(f"most_seconds is {most_seconds:g}, allowed: above 0")
     ranks = {clip.name: hashlib.sha256(f"{seed} {clip.name}".encode()).hexdigest() for clip in clips}
-    chosen = []
-    for category in sorted({clip.category for clip in clips}):
-        long = [clip for clip in clips if clip.category == category and clip.seconds >= least_seconds]
-        chosen += sorted(long, key=lambda clip: ranks[clip.name])[:most]
+    long: dict[str, list[Clip]] = {}
+    for clip in clips:
+        if clip.seconds >= least_seconds:
+            long.setdefault(clip.category, []).append(clip)
+    chosen = [clip for some in long.values() for clip in sorted(some, key=lambda clip: ranks[clip.name])[:most]]
     if not chosen:
         raise ValueError(f"none of {len(clips)} clips is left, allowed: some of at least {least_seconds:g} s")
     kept = {clip.name for clip in chosen}

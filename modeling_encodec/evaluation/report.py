@@ -63,20 +63,21 @@ def summarise(evaluation: Evaluation, records: Sequence[dict]) -> dict:
     done = [record for record in records if "failed" not in record]
     rate = evaluation.model.config.sampling_rate
     described = evaluation.describe()
-    categories = {name: sum(record["category"] == name for record in done) for name in _categories(done)}
+    categories = {name: [] for name in _categories(done)}
+    for record in done:
+        categories[record["category"]].append(record)
     data = {
         **described.pop("data"),
         "clips": len(done),
         "seconds": round(sum(record["samples"] for record in done) / rate, 3),
-        "categories": categories,
+        "categories": {name: len(chosen) for name, chosen in categories.items()},
         "sha256": hashlib.sha256("".join(record["sha256"] for record in done).encode()).hexdigest(),
         "failed": {record["clip"]: record["failed"] for record in records if "failed" in record},
         "other_files": evaluation.other_files,
     }
     results = []
     for number, system in enumerate(evaluation.systems):
-        for category in [ALL, *(categories if len(categories) > 1 else ())]:
-            chosen = [record for record in done if category in (ALL, record["category"])]
+        for category, chosen in ({ALL: done} | (categories if len(categories) > 1 else {})).items():
             results.append(_result(system, category, chosen, number, evaluation.metrics, rate))
     described.pop("systems")
     described.pop("clips_sha256")

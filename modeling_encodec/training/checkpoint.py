@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatur
 from modeling_encodec.training.options import RunConfig
 
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINT = "checkpoint.pt"
 
 
@@ -24,11 +27,13 @@ def save_checkpoint(folder: Path, state: dict, config: RunConfig) -> None:
 
 
 def load_checkpoint(folder: Path, config: RunConfig) -> dict:
-    """The state that `save_checkpoint` wrote, if this configuration continues that run.
+    """The state that `save_checkpoint` wrote, if this configuration continues that run, which may now be longer or
+    shorter.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
-        ValueError: if it is damaged, or an option that shapes the training is another one now.
+        ValueError: if it is damaged, an option that shapes the training is another one now, or the run's new length
+            would have shaped what is done.
     """
     path = folder / CHECKPOINT
     if not path.is_file():
@@ -40,10 +45,34 @@ def load_checkpoint(folder: Path, config: RunConfig) -> dict:
     now = dataclasses.asdict(config)
     before = dataclasses.asdict(type(config)()) | state.pop("config")  # options are newer than some runs
     changed = sorted(name for name in now if name not in config.free_options and now[name] != before[name])
+    for name in changed:
+        if name not in config.length_options:
+            raise ValueError(f"{name} is {now[name]!r}, allowed: {before[name]!r}, as in the run to be resumed")
     if changed:
-        name = changed[0]
-        raise ValueError(f"{name} is {now[name]!r}, allowed: {before[name]!r}, as in the run to be resumed")
+        old = dataclasses.replace(config, **{name: before[name] for name in config.length_options})
+        _check_length(config, old, changed[0], state["update"])
     return state
+
+
+def _check_length(config: RunConfig, old: RunConfig, name: str, done: int) -> None:
+    """Refuse a new length of the run, by the option `name`, that its `done` updates rule out; say what it changes."""
+    value, before = getattr(config, name), getattr(old, name)
+    if config.updates < done:
+        least = -(-done // (config.updates // value))
+        raise ValueError(f"{name} is {value}, allowed: at least {least}, for {done} updates are done")
+    if all(config.rate_factor(update) == old.rate_factor(update) for update in range(done)):
+        return
+    if not config.extend:
+        raise ValueError(
+            f"{name} is {value}, allowed: {before}, as in the run to be resumed: the learning rate falls over the "
+            "whole run, and would not have been what it was; --extend goes on from here with the new length's rate"
+        )
+    factors = [each.rate_factor(min(done, each.updates - 1)) for each in (old, config)]
+    logger.warning(
+        "extended from %d to %d updates: the learning rate now falls until update %d; at update %d it is %.4g of its "
+        "full value, where it was %.4g",
+        old.updates, config.updates, config.updates, done, factors[1], factors[0],
+    )  # fmt: skip
 
 
 def save_model(folder: Path, model: EncodecModel, weights: dict, discriminators: dict, config: RunConfig) -> None:

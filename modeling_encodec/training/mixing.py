@@ -9,27 +9,27 @@ What the paper leaves open, decided here: levels are set for each clip, before m
 """
 
 import itertools
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from modeling_encodec.training.clips import Clip, UnusableClip, read_crop
 from modeling_encodec.training.corpora import Corpus, StreamedCorpus, choose, index_folder
 from modeling_encodec.training.options import RunConfig
 from modeling_encodec.training.reverberation import ImpulseResponses, reach, reverberate
+from modeling_encodec.worker_processes import items_in_turn
 
 
 MIXTURE_ATTEMPTS = 100
 CLIP_ATTEMPTS = 100
 LAST_RESORT_PEAK = 0.99
 NORMALIZED_RMS = 0.1
+AHEAD = 2  # batches of each worker that wait
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,17 @@ def batch_loader(
     world_size: int = 1,
     start_batch: int = 0,
     workers: int = 0,
-) -> DataLoader:
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[dict]:
     """Endless batches of one process: the examples' tensors, stacked, and all that they skipped.
 
     Batch number u of the process `rank` holds the examples from (u * world_size + rank) * batch_size on; the first is
-    batch `start_batch`. `workers` processes read ahead, or none.
+    batch `start_batch`. `workers` processes read ahead, or none; `close()` ends them. They end early, and so do the
+    batches, when `stop`, which is asked before every batch and while one is waited for, says so.
 
     Raises:
         ValueError: for a number that cannot be.
+        RuntimeError: while iterating, if a worker ends or cannot be started.
     """
     for name, value, least in (
         ("batch_size", batch_size, 1),
@@ -141,79 +144,52 @@ def batch_loader(
             raise ValueError(f"{name} is {value}, allowed: at least {least}")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank}, allowed: 0 to {world_size - 1}")
+
+    step = max(1, workers)
+    makers = [_BatchMaker(dataset, batch_size, rank, world_size, start_batch + turn, step) for turn in range(step)]
+    return _batches_in_turn(makers, stop) if workers else _batches_here(makers[0], stop)
+
+
+def _batches_here(maker: "_BatchMaker", stop: Callable[[], bool]) -> Iterator[dict]:
+    batches = maker()
+    while not stop():
+        yield _to_tensors(next(batches))
+
+
+def _batches_in_turn(makers: "list[_BatchMaker]", stop: Callable[[], bool]) -> Iterator[dict]:
     # Forking is safe here: workers use no CUDA and no thread pool of the parent's (one torch thread each). In return
     # they start at once, scripts need no import guard, and streams with local functions need not be pickled.
-    method = "fork" if workers and sys.platform == "linux" else None
-    return _Loader(
-        dataset,
-        batch_sampler=_BatchNumbers(batch_size, rank, world_size, start_batch),
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=_start_worker,
-        persistent_workers=workers > 0,
-        multiprocessing_context=method,
-    )
-
-
-class _Loader(DataLoader):
-    def __iter__(self):
-        with torch.device("cpu"):  # where PyTorch's loader draws its seed, whatever the default device is
-            return self._begin()
-
-    def _begin(self):
-        # Workers are born with these signals blocked: one that comes before `_start_worker` would end them.
-        if not hasattr(signal, "pthread_sigmask"):  # Windows
-            return super().__iter__()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
-        try:
-            return super().__iter__()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    method = "fork" if sys.platform == "linux" else "spawn"
+    with closing(items_in_turn(makers, method=method, ahead=AHEAD, stop=stop)) as batches:
+        yield from map(_to_tensors, batches)
 
 
 @dataclass(frozen=True)
-class _BatchNumbers:
-    """The example numbers of each batch, without end."""
+class _BatchMaker:
+    """When called gives every `step`th batch from number `first` on, without end."""
 
+    dataset: Dataset
     batch_size: int
     rank: int
     world_size: int
-    start_batch: int
+    first: int
+    step: int
 
-    def __iter__(self) -> Iterator[range]:
-        for batch in itertools.count(self.start_batch):
+    def __call__(self) -> Iterator[dict]:
+        for batch in itertools.count(self.first, self.step):
             first = (batch * self.world_size + self.rank) * self.batch_size
-            yield range(first, first + self.batch_size)
+            yield _collate([self.dataset[number] for number in range(first, first + self.batch_size)])
 
 
 def _collate(examples: list[dict]) -> dict:
+    """Tensors are stacked, as arrays: those go through a pipe as their bytes."""
     tensors = [name for name, value in examples[0].items() if isinstance(value, torch.Tensor)]
-    stacked = {name: torch.stack([example[name] for example in examples]) for name in tensors}
+    stacked = {name: torch.stack([example[name] for example in examples]).numpy() for name in tensors}
     return {**stacked, "skipped": [item for example in examples for item in example["skipped"]]}
 
 
-def _start_worker(worker: int) -> None:
-    """One thread, and no end by signals that are meant for the main process.
-
-    Ctrl-C, `kill` on the process group and Slurm signal every process. The main process then saves and closes; were
-    the workers gone, its loader would raise first. So SIGTERM counts only when it comes from the main process, which
-    sends it to end workers; should that die, they notice within 2 s and end.
-    """
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not hasattr(signal, "sigtimedwait"):  # macOS, Windows
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    parent = os.getppid()
-
-    def wait_for_end():
-        while os.getppid() == parent:
-            received = signal.sigtimedwait([signal.SIGTERM], 2)
-            if received is not None and received.si_pid == parent:
-                break
-        os._exit(0)
-
-    threading.Thread(target=wait_for_end, daemon=True).start()
+def _to_tensors(batch: dict) -> dict:
+    return {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in batch.items()}
 
 
 def _strategies(config: RunConfig, corpora: Sequence[Corpus | StreamedCorpus]) -> list[Strategy]:

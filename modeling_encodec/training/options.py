@@ -46,11 +46,13 @@ class CorpusConfig:
 class RunConfig:
     """Options that all runs share. Lengths are in seconds, levels in dB, counts in updates."""
 
+    # Options that say how long a run is; another length may change what its past would have been.
+    length_options: ClassVar[tuple[str, ...]] = ("epochs", "updates_per_epoch")
     # The folder of the shipped recipes of this kind.
     recipes: ClassVar[Path] = RECIPES
     # Options that may differ between a run and its continuation: they do not change what is learned.
     free_options: ClassVar[set[str]] = {
-        *("output", "resume", "max_minutes", "workers", "device", "trackers", "push_to", "index", "model"),
+        *("output", "resume", "extend", "max_minutes", "workers", "device", "trackers", "push_to", "index", "model"),
         *("save_every", "validate_every", "log_every", "validation", "validation_clips", "validation_seconds"),
     }
     at_least_1: ClassVar[tuple[str, ...]] = (
@@ -107,6 +109,9 @@ class RunConfig:
     # What is kept and shown
     output: str = option("encodec_training", "Folder of checkpoints, logs and the finished model.")
     resume: bool = option(False, "Go on from the output folder's checkpoint, as if never stopped.")
+    extend: bool = option(
+        False, "With --resume and other --epochs: go on although the rate's past would have been another with them."
+    )
     save_every: int = option(1000, "Updates between checkpoints.")
     validate_every: int = option(1000, "Updates between validations.")
     log_every: int = option(50, "Updates between lines of the log.")
@@ -151,6 +156,7 @@ class RunConfig:
         for name in self.above_0:
             value = getattr(self, name)
             require(value > 0 and math.isfinite(value), name, value, "a finite number above 0")
+        require(self.resume or not self.extend, "extend", self.extend, "no without resume")
         require(self.gain_min <= self.gain_max, "gain_min", self.gain_min, f"at most gain_max ({self.gain_max})")
         for name in ("gain_min", "gain_max"):
             require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")

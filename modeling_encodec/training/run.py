@@ -8,8 +8,8 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from datetime import timedelta
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -86,8 +86,11 @@ class TrainingRun:
 
     def _loop(self, signals: "StopSignals") -> bool:
         """Update by update; True when the last one is done, False when stopped before."""
-        config = self.config
-        loader = self.batches(self.update, config.workers)
+        config, begun = self.config, self.update
+
+        def asked() -> bool:  # by a signal also while the first batch is waited for, by the clock not
+            return bool(signals.received) or (self.update > begun and self._late())
+
         bar = tqdm(
             total=config.updates,
             initial=self.update,
@@ -95,8 +98,11 @@ class TrainingRun:
             unit="update",
             disable=not self.accelerator.is_local_main_process or not self.reporter.interactive,
         )
-        with bar:
-            for batch in islice(loader, config.updates - self.update):
+        with bar, closing(self.batches(self.update, config.workers, asked)) as batches:
+            while self.update < config.updates:
+                batch = next(batches, None)  # none: asked to stop, perhaps while waiting for it
+                if self._should_stop(batch is None, signals.received):
+                    return False
                 self.reporter.skipped(batch["skipped"])
                 losses = self.one_update(batch)
                 self.update += 1
@@ -106,8 +112,6 @@ class TrainingRun:
                 if self.update % config.log_every == 0:
                     self.log()
                 self.show()
-                if self._should_stop(signals):
-                    return self.update == config.updates
                 if self.update % config.save_every == 0 and self.update < config.updates:
                     self.save()
         return True
@@ -131,20 +135,21 @@ class TrainingRun:
             text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             logger.info("update %d of %d: %s", self.update, self.config.updates, text)
 
-    def _should_stop(self, signals: "StopSignals") -> bool:
-        """Whether a signal or the clock has stopped any of the processes: all stop at the same update."""
+    def _late(self) -> bool:
         limit = self.config.max_minutes
-        late = limit is not None and time.monotonic() - self.started > 60 * limit
-        stop = bool(signals.received or late)
+        return limit is not None and time.monotonic() - self.started > 60 * limit
+
+    def _should_stop(self, stop: bool, signal_name: str) -> bool:
+        """Whether any of the processes is to `stop`, by a signal or the clock: all stop before the same update."""
         if self.accelerator.num_processes > 1:
             flag = torch.tensor(float(stop), dtype=torch.float32, device=self.accelerator.device)
             stop = bool(self.accelerator.reduce(flag, "sum") > 0)
         if stop:
-            logger.info("stopping after update %d (%s)", self.update, signals.received or "time, or another process")
+            logger.info("stopping after update %d (%s)", self.update, signal_name or "time, or another process")
         return stop
 
-    def batches(self, start: int, workers: int):
-        """This process's batches, from number `start` on."""
+    def batches(self, start: int, workers: int, stop: Callable[[], bool] = lambda: False):
+        """This process's batches, from number `start` on, until `stop` says so."""
         return batch_loader(
             self.data,
             batch_size=self.share,
@@ -152,6 +157,7 @@ class TrainingRun:
             world_size=self.accelerator.num_processes,
             start_batch=start,
             workers=workers,
+            stop=stop,
         )
 
     def check_digests(self, now: dict[str, str], before: dict[str, str]) -> None:

@@ -8,10 +8,9 @@ of workers, so that its tokens are the same whoever makes them. The price: a sha
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from modeling_encodec.batching_encodec import group_by_length
 from modeling_encodec.configuration_encodec import EncodecConfig
@@ -19,10 +18,12 @@ from modeling_encodec.processors.audio import join_blocks
 from modeling_encodec.processors.audio_tokens import open_clip
 from modeling_encodec.processors.corpus.sources import Row, Shard
 from modeling_encodec.streaming import cut_blocks
+from modeling_encodec.worker_processes import items_as_ready
 
 
 WINDOW_BATCHES = 2  # batches' worth of clips that are sorted by length together
 WINDOW_ROWS = 1024
+AHEAD = 2  # batches or blocks of each worker that wait for the model
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Clips:
     shard: int
     places: list[Place]
     lengths: list[int]
-    audio: torch.Tensor
+    audio: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Block:
 
     shard: int
     place: Place
-    audio: torch.Tensor
+    audio: np.ndarray
     last: bool
 
 
@@ -72,9 +73,12 @@ class WindowEnd:
 
 @dataclass(frozen=True)
 class ShardEnd:
-    """The shard is at its end; or cannot be read further, for this reason."""
+    """The shard is at its end; or cannot be read further, for the reason `broken`. It had so many rows, and the whole
+    clips among them so many samples."""
 
     shard: int
+    rows: int
+    samples: int
     broken: str | None = None
 
 
@@ -99,13 +103,17 @@ class LoadingOptions:
 
 
 def load_shards(shards: Sequence[Shard], options: LoadingOptions, workers: int) -> Iterator:
-    """What is in the shards, decoded by so many worker processes; by this one for 0."""
+    """What is in the shards, decoded by so many worker processes; by this one for 0.
+
+    Raises:
+        RuntimeError: if a worker ends before it has sent all, or cannot be started.
+    """
     workers = min(workers, len(shards))
+    if workers == 0:
+        return _decode_shards(shards, options)
     # In whatever order workers are ready: what is of one shard comes from one of them, in its order.
-    several = {"multiprocessing_context": "spawn", "prefetch_factor": 3, "in_order": False} if workers else {}
-    return iter(
-        DataLoader(_Shards(shards, options), batch_size=None, collate_fn=_as_it_is, num_workers=workers, **several)
-    )
+    makers = [partial(_decode_shards, shards[worker::workers], options) for worker in range(workers)]
+    return items_as_ready(makers, method="spawn", ahead=AHEAD)
 
 
 def default_workers(device: str, processes: int) -> int:
@@ -114,54 +122,51 @@ def default_workers(device: str, processes: int) -> int:
     return 0 if device == "cpu" else max(1, min(8, (os.cpu_count() or 1) // processes - 1))
 
 
-class _Shards(IterableDataset):
-    def __init__(self, shards: Sequence[Shard], options: LoadingOptions):
-        self.shards, self.options = list(shards), options
-
-    def __iter__(self) -> Iterator:
-        info = get_worker_info()
-        mine = self.shards if info is None else self.shards[info.id :: info.num_workers]
-        for shard in mine:
-            yield from decode_shard(shard, self.options)
+def _decode_shards(shards: Sequence[Shard], options: LoadingOptions) -> Iterator:
+    for shard in shards:
+        yield from decode_shard(shard, options)
 
 
 def decode_shard(shard: Shard, options: LoadingOptions) -> Iterator:
     """What is in a shard, in windows."""
-    window = _Window(shard.number, options)
+    window, broken, count = _Window(shard.number, options), None, 0
     try:
         for number, row in enumerate(shard.rows()):
+            count = number + 1
             yield from window.take(number, row)
     except Exception as error:  # whatever a reader of archives makes of damage: the row's own errors are caught before
-        yield from window.close()
-        yield ShardEnd(shard.number, f"{type(error).__name__}: {' '.join(str(error).split())}")
-        return
+        broken = f"{type(error).__name__}: {' '.join(str(error).split())}"
     yield from window.close()
-    yield ShardEnd(shard.number)
+    yield ShardEnd(shard.number, count, window.decoded, broken)
 
 
 class _Window:
-    """Clips that wait to be sent in the order of their lengths."""
+    """Clips that wait to be sent in the order of their lengths; `decoded` are the samples of all whole ones so far."""
 
     def __init__(self, shard: int, options: LoadingOptions):
         self.shard, self.options = shard, options
         self.places: list[Place] = []
         self.audio: list[np.ndarray] = []
-        self.rows = self.samples = 0
+        self.rows = self.samples = self.decoded = 0
 
     def take(self, number: int, row: Row) -> Iterator:
         """The next row."""
         place = Place(number, row.name, row.kept)
         self.rows += 1
+        samples = 0
         try:
             seconds, blocks = open_clip(row.location, self.options.config)
             if seconds > self.options.batch_seconds:
                 for block, last in cut_blocks(blocks, self.options.block_length):
-                    yield Block(self.shard, place, block, last)
+                    samples += block.shape[1]
+                    yield Block(self.shard, place, np.ascontiguousarray(block), last)
             else:
                 audio = join_blocks(blocks)
+                samples = audio.shape[1]
                 self.places.append(place)
                 self.audio.append(audio)
-                self.samples += audio.shape[1]
+                self.samples += samples
+            self.decoded += samples
         except ValueError as error:
             yield Unusable(self.shard, place, str(error))
         if self.samples >= WINDOW_BATCHES * self.options.most or self.rows == WINDOW_ROWS:
@@ -170,13 +175,8 @@ class _Window:
     def close(self) -> Iterator:
         """What has waited."""
         for group in group_by_length([audio.shape[1] for audio in self.audio], self.options.most):
-            # One tensor, for each that is sent holds a file open.
             audio = np.concatenate([self.audio[index] for index in group], axis=1)
             places, lengths = zip(*((self.places[index], self.audio[index].shape[1]) for index in group))
-            yield Clips(self.shard, list(places), list(lengths), torch.from_numpy(audio))
+            yield Clips(self.shard, list(places), list(lengths), audio)
         self.places, self.audio, self.rows, self.samples = [], [], 0, 0
         yield WindowEnd(self.shard)
-
-
-def _as_it_is(item):
-    return item

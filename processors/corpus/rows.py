@@ -5,7 +5,6 @@ not UTF-8, is written with Python's escapes, so that no two become equal. The fi
 """
 
 import hashlib
-import itertools
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -104,15 +103,15 @@ class UniqueNames:
     """Names that have been given, so that no two are equal."""
 
     def __init__(self):
-        self._given: set[str] = set()
+        self._given: dict[str, int] = {}  # and how many numbers each has been tried with, so that none is tried again
 
     def add(self, name: str) -> str:
         """The name, or "name (2)" if it was given before."""
-        new = next(
-            tried for number in itertools.count(1)
-            if (tried := name if number == 1 else f"{name} ({number})") not in self._given
-        )  # fmt: skip
-        self._given.add(new)
+        new = name
+        while new in self._given:
+            self._given[name] += 1
+            new = f"{name} ({self._given[name]})"
+        self._given[new] = 1
         return new
 
 

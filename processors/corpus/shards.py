@@ -58,7 +58,7 @@ class ShardFile:
     def __init__(self, path: Path, schema: pyarrow.Schema):
         self.path, self.schema = path, schema
         self.skipped: list[dict] = []
-        self.samples = self.frames = 0
+        self.rows = self.samples = self.frames = 0
         self._window: list[tuple[Place, Tokens]] = []
         self._rows: list[tuple[Place, Tokens]] = []
         self._waiting = 0
@@ -85,14 +85,25 @@ class ShardFile:
 
     def _write(self) -> None:
         if self._rows:
+            self.rows += len(self._rows)
             self.samples += sum(tokens.audio_length for _, tokens in self._rows)
             self.frames += self._waiting
             self._open().write_table(self._table(self._rows))
         self._rows, self._waiting = [], 0
 
-    def finish(self, about: dict) -> None:
-        """The file is whole: it appears, with `about` and what was skipped in its metadata."""
+    def finish(self, about: dict, rows: int, samples: int) -> None:
+        """The file is whole: it appears, with `about` and what was skipped in its metadata.
+
+        Raises:
+            RuntimeError: if it has not these `rows`, with the skipped ones, and `samples`, which were decoded for it.
+        """
         self._write()
+        arrived = self.rows + sum(entry["row"] is not None for entry in self.skipped)
+        if (arrived, self.samples) != (rows, samples):
+            raise RuntimeError(
+                f"{self.path.name}: {rows} clips of {samples} samples were decoded, but {arrived} of {self.samples} "
+                "arrived; it is not written, and the same command makes it anew"
+            )
         writer = self._open()
         self.skipped.sort(key=lambda entry: (entry["row"] is None, entry["row"]))
         notes = about | {"samples": self.samples, "frames": self.frames, "skipped": self.skipped}

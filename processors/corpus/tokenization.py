@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -219,20 +219,24 @@ class ShardMaker:
 
     def make(self, shards: Sequence[Shard], progress: "Count") -> list[str]:
         """Make these shards; returns what is to be said of those that could not be read to their end."""
-        broken = []
+        broken, ended = [], 0
         try:
-            with one_thread(self.model.device.type):
-                for item in self._timed(load_shards(shards, self.loading, self.workers)):
+            with one_thread(self.model.device.type), closing(load_shards(shards, self.loading, self.workers)) as items:
+                for item in self._timed(items):
                     file = self._file(item.shard)
                     if not isinstance(item, ShardEnd):
                         progress.heard(self._take(file, item))
                         continue
-                    del self._files[item.shard]
                     broken += self._end(file, item)
+                    del self._files[item.shard]
                     progress.made(item.shard, file)
+                    ended += 1
+            if ended != len(shards):
+                raise RuntimeError(f"{len(shards)} shards were to be decoded, but {ended} arrived")
         finally:
             for file in self._files.values():
                 file.discard()
+            self._files, self._long = {}, {}
         return broken
 
     def _timed(self, items: Iterator) -> Iterator:
@@ -253,13 +257,13 @@ class ShardMaker:
     def _take(self, file: ShardFile, item: Clips | Block | Unusable | WindowEnd) -> int:
         """Do what is to be done with `item`; returns how many samples it held."""
         if isinstance(item, Clips):
-            audio = item.audio.to(self.model.device).split(item.lengths, dim=1)
+            audio = torch.from_numpy(item.audio).to(self.model.device).split(item.lengths, dim=1)
             for place, tokens in zip(item.places, encode_clips(self.model, audio, self.run.num_quantizers)):
                 file.add(place, tokens)
             return sum(item.lengths)
         if isinstance(item, Block):
             clip = self._long.setdefault(item.shard, _LongClip(self.model, self.run.num_quantizers))
-            clip.push(item.audio.to(self.model.device), item.last)
+            clip.push(torch.from_numpy(item.audio).to(self.model.device), item.last)
             if item.last:
                 file.add(item.place, self._long.pop(item.shard).tokens())
             return item.audio.shape[1]
@@ -276,7 +280,7 @@ class ShardMaker:
             return [f"shard {item.shard} breaks off ({item.broken}), allowed: whole shards, or keep_broken"]
         if item.broken is not None:
             file.skip(None, item.broken)
-        file.finish(self._about | {"shard": item.shard})
+        file.finish(self._about | {"shard": item.shard}, item.rows, item.samples)
         return []
 
 
