@@ -1,5 +1,6 @@
 """Making Transformers' Auto classes return this project's classes, on request."""
 
+import transformers
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -16,12 +17,18 @@ from modeling_encodec.processors.processing_encodec import EncodecProcessor
 from modeling_encodec.processors.upstream_encodec import native_extractors
 
 
+_removed: dict[str, str] = {}  # what was taken out of Transformers' table by the first call
+
+
 def register_auto_classes() -> None:
     """From now on, in this process, `AutoConfig`, `AutoModel`, `AutoModelForAudioTokenization` and
     `AutoFeatureExtractor` return these classes for EnCodec checkpoints, and for language models of their codes;
     `AutoProcessor` returns `EncodecProcessor` where one was saved.
 
     That holds for models with an EnCodec inside (MusicGen) too, which is why importing the package does not do it.
+
+    Raises:
+        ImportError: if this version of Transformers looks feature extractors up in a way that is not known here.
 
     Examples:
         >>> import subprocess, sys
@@ -45,5 +52,11 @@ def register_auto_classes() -> None:
     AutoProcessor.register(EncodecProcessor, EncodecProcessor, exist_ok=True)
     # Feature extractors are looked up by class name, native classes first: the native entry of that name has to go.
     names = native_extractors()
-    for model_type in [key for key, value in names.items() if value == EncodecFeatureExtractor.__name__]:
-        del names[model_type]
+    native = [key for key, value in names.items() if value == EncodecFeatureExtractor.__name__]
+    if not native and not _removed:  # otherwise the stock class would be returned, and nobody told
+        raise ImportError(
+            f"transformers {transformers.__version__} looks feature extractors up in another way, which "
+            "register_auto_classes does not know, allowed: a version such as 5.23"
+        )
+    for model_type in native:
+        _removed[model_type] = names.pop(model_type)

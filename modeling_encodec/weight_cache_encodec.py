@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 
-_clock = itertools.count(1)
-_thread = threading.local()
+# One for the process, where this file may be imported twice: with the package, and as a checkpoint's remote code.
+_clock = vars(torch).setdefault("_modeling_encodec_clock", itertools.count(1))
+_thread = vars(torch).setdefault("_modeling_encodec_thread", threading.local())
 
 
 def now() -> int:

@@ -64,6 +64,8 @@ class EncodecFeatureExtractor(extractor_base()):
             padding_value=float(real_number("padding_value", padding_value)),
             **kwargs,
         )
+        # Said here too, for a base class may come that does not keep them.
+        self.feature_size, self.sampling_rate = int(feature_size), int(sampling_rate)
         if self.padding_side not in ("right", "left"):
             raise ValueError(f"padding_side is {self.padding_side!r}, allowed: right, left")
         self.chunk_length_s = as_python(chunk_length_s)

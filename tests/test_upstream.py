@@ -81,3 +81,15 @@ def test_private_names_of_transformers_are_in_one_place():
         for path in (ROOT / folder).rglob("*.py"):
             if path.name != "upstream_encodec.py":
                 assert not any(name in path.read_text() for name in private), path
+
+
+def test_another_way_to_look_feature_extractors_up_is_not_taken_for_done(monkeypatch):
+    """Entries of another form would match nothing, and the stock class would be returned without a word."""
+    from modeling_encodec import auto_classes
+
+    monkeypatch.setattr(auto_classes, "_removed", {})
+    monkeypatch.setattr(auto_classes, "native_extractors", lambda: {"encodec": {"torch": "EncodecAudioProcessor"}})
+    for name in ("AutoConfig", "AutoModel", "AutoModelForAudioTokenization", "AutoFeatureExtractor", "AutoProcessor"):
+        monkeypatch.setattr(getattr(auto_classes, name), "register", lambda *_, **__: None)
+    with pytest.raises(ImportError, match=r"another way.*allowed"):
+        auto_classes.register_auto_classes()
