@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -45,7 +46,7 @@ def unchanged_weights(since: int | None = None):
 class _Kept:
     value: Any
     marks: list
-    copies: list[torch.Tensor] | None
+    copies: list[np.ndarray] | None
     compared: int
 
 
@@ -75,7 +76,7 @@ class WeightCache:
         moment, devices = now(), {tensor.device.type for tensor in tensors}
         value = make()
         if "meta" not in devices:  # those are offloaded, and come when a module is called
-            copies = [tensor.detach().clone() for tensor in tensors] if devices == {"cpu"} else None
+            copies = [_bits(tensor).copy() for tensor in tensors] if devices == {"cpu"} else None
             self._kept[key] = _Kept(value, marks, copies, moment)
         return value
 
@@ -88,9 +89,15 @@ def _marks(tensors: Sequence[torch.Tensor]) -> list:
         return [tensor.data_ptr() for tensor in tensors]
 
 
-def _equal_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether both hold the same; as wide integers where possible, which is twice as fast as floats."""
-    whole = a.numel() * a.element_size() % 8 == 0 and a.storage_offset() * a.element_size() % 8 == 0
-    if whole and a.dim() and a.numel() and a.is_contiguous() and b.is_contiguous() and b.storage_offset() == 0:
-        a, b = (tensor.detach().view(-1).view(torch.int64) for tensor in (a, b))
-    return torch.equal(a, b)
+def _bits(tensor: torch.Tensor) -> np.ndarray:
+    """The memory of a tensor on the CPU. By NumPy, whose copies and comparisons need no threads: a process that was
+    forked has none, and would wait for them for ever."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _equal_bits(tensor: torch.Tensor, kept: np.ndarray) -> bool:
+    """Whether it still holds what was kept; compared as wide integers, where possible."""
+    bits = _bits(tensor)
+    if bits.size % 8 == 0:
+        bits, kept = bits.view(np.int64), kept.view(np.int64)
+    return np.array_equal(bits, kept)
