@@ -486,7 +486,7 @@ def _run_ragged(net: nn.Module, pieces: list[torch.Tensor], options: dict) -> li
     batch = torch.cat([nn.functional.pad(piece, (0, max(counts) - piece.shape[2])) for piece in pieces])
     if min(counts) == max(counts):
         return list(net(batch, **options).split(1))
-    output = net(batch, torch.tensor(counts, device=batch.device), **options)
+    output = net(batch, torch.tensor(counts, dtype=torch.int64, device=batch.device), **options)
     return [row[None, :, : net.output_lengths(count)] for row, count in zip(output, counts)]
 
 

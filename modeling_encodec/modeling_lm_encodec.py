@@ -287,7 +287,7 @@ class EncodecLM(EncodecLMPreTrainedModel):
         return self.embeddings(index).sum(2)  # what somebody put in its place
 
     def _first_cache(self, previous: torch.Tensor, position_offset) -> EncodecLMCache:
-        batch, place = len(previous), {"device": previous.device, "dtype": self.dtype}
+        batch, width = len(previous), self.config.hidden_size
         if position_offset is None:
             position_offset = 0
             if self.training:
@@ -296,7 +296,8 @@ class EncodecLM(EncodecLMPreTrainedModel):
         position = as_codes("position_offset", position_offset).to(previous.device).expand(batch)[:, None]
         keys, values = [], []
         for layer in self.layers:
-            zeros = torch.zeros(batch, int(self.config.zero_past_key), self.config.hidden_size, **place)
+            shape = batch, int(self.config.zero_past_key), width
+            zeros = torch.zeros(shape, dtype=self.dtype, device=previous.device)
             _, key, value = layer.split_heads(layer.qkv_proj(zeros))
             keys.append(key)
             values.append(value)

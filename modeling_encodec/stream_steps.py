@@ -162,8 +162,7 @@ class LayerSteps:
             taken = x[..., :used]
             given, layers = run(taken, layers if started else None, end, dtype=self.model.compute_dtype)
             sizes = self.net.block_outputs(taken, started, given.shape[2]) if self.finish else None
-        if self.finish:
-            given = self.finish(given, blocks=sizes)
+        given = self.finish(given, blocks=sizes) if self.finish else given.to(self.model.dtype)
         if end:
             return (given,), self.beginning(len(x))
         waiting = F.pad(x[..., used:], (0, state.waiting.shape[2] - (total - used)))

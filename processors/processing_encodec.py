@@ -246,7 +246,7 @@ class EncodecProcessor(ProcessorMixin):
             ValueError: as `decode_codes`, for scales or lengths that do not fit, or if there is no codec.
         """
         codec, rows = self._codec(), self.decode_codes(ids, incomplete=incomplete)
-        rows = [torch.as_tensor(row).to(codec.device) for row in rows]
+        rows = [torch.as_tensor(row, device=codec.device) for row in rows]
         if audio_lengths is not None:
             audio_lengths = [whole_number("an audio length", length, 0) for length in as_python(audio_lengths)]
         if audio_scales is None or isinstance(audio_scales, (int, float)) or getattr(audio_scales, "ndim", 1) == 0:

@@ -20,8 +20,8 @@ from corpus_files import BAD, GOOD, sound, write_corpus
 from datasets import Dataset, Features, Value, load_dataset
 from filelock import FileLock
 
+from modeling_encodec import worker_processes
 from modeling_encodec.processors.audio import read_audio
-from modeling_encodec.processors.audio_tokens import encode_clips
 from modeling_encodec.processors.corpus import tokenization
 from modeling_encodec.processors.corpus.loading import Block, Clips, LoadingOptions, ShardEnd, Unusable, load_shards
 from modeling_encodec.processors.corpus.sources import open_source
@@ -132,13 +132,13 @@ def test_what_does_not_arrive_is_missed(run, corpus, folder, tmp_path, monkeypat
 def test_a_worker_that_is_killed_is_named(run, corpus, folder, tmp_path, monkeypatch):
     command = ("tokenize", corpus, tmp_path / "out", "-m", folder / "24khz", "-b", 3.6, *CUT, "--workers", 2)
 
-    def killed(maker, *_):
-        (worker,) = multiprocessing.active_children()[:1]
-        worker.kill()
-        worker.join()
-        return encode_clips(maker, *_)
+    start = worker_processes._Workers._start
 
-    monkeypatch.setattr(tokenization, "encode_clips", killed)
+    def start_and_kill(workers, *given):
+        start(workers, *given)
+        workers.processes[-1].kill()
+
+    monkeypatch.setattr(worker_processes._Workers, "_start", start_and_kill)
     code, _, lines = run(*command)
     assert code == 2 and "a worker process ended before its work did (killed by SIGKILL" in lines[-1], lines
     assert not (tmp_path / "out" / "manifest.json").exists() and not multiprocessing.active_children()

@@ -22,7 +22,7 @@ from modeling_encodec.processors.corpus.shards import ShardFile, token_schema, w
 from modeling_encodec.processors.corpus.sources import open_source
 from modeling_encodec.streaming import cut_blocks
 from modeling_encodec.training.clips import file_entries, scan
-from modeling_encodec.training.corpora import list_files
+from modeling_encodec.training.corpora import list_recordings
 from modeling_encodec.training.reporting import Reporter
 
 
@@ -123,7 +123,7 @@ def test_sources_of_a_manifest(tmp_path, suffix, path):
             source = open_source(manifest, keep=["text"] * (suffix != ".txt"), shard_rows=10)
             rows = [row.name for shard in source.shards for row in shard.rows()]
             assert len(set(rows)) == len(rows) == n
-            assert len(list_files(manifest)) == n and list_clips(manifest)
+            assert len(list_recordings(manifest)) == n and list_clips(manifest)
 
         return listed
 
@@ -137,7 +137,7 @@ def test_sources_of_a_folder(tmp_path):
         def listed():
             source = open_source(folder, shard_rows=10)
             assert sum(1 for shard in source.shards for _ in shard.rows()) == n
-            assert len(list_files(folder)) == len(list_clips(folder)) == n
+            assert len(list_recordings(folder)) == len(list_clips(folder)) == n
 
         return listed
 

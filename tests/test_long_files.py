@@ -205,7 +205,7 @@ def test_no_blocks_or_bad_ones_are_no_signal(name, small_models):
     channels = model.config.audio_channels
     with refused(ValueError, match="holds nothing"):
         list(encode_blocks(model, [], 2))
-    for bad in (torch.full((channels, 9), torch.nan), torch.zeros(channels, 9, dtype=torch.int16)):
+    for bad in (torch.full((channels, 9), torch.nan), torch.zeros(channels, 9, dtype=torch.bool)):
         with refused(ValueError, match="allowed"):
             list(encode_blocks(model, [bad], 2))
 

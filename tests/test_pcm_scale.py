@@ -36,7 +36,6 @@ def entries(small_models, tmp_path_factory):
         audio = (audio * (peak / np.abs(audio).max())).astype(np.float32)
         path = folder / "a.wav"
         soundfile.write(path, audio[0], 24000, subtype="FLOAT")
-        found = measure_clip("a", str(path))
         return {
             "EncodecFeatureExtractor": lambda: EncodecFeatureExtractor()(audio, sampling_rate=24000),
             "EncodecModel.encode": lambda: model.encode(audio[None], bandwidth=1.8),
@@ -48,7 +47,7 @@ def entries(small_models, tmp_path_factory):
             "EncodecProcessor": lambda: EncodecProcessor.for_model(model, 1.8)(audio, 24000),
             "read_audio": lambda: read_audio(path, 16000),
             "write_audio": lambda: write_audio(folder / "b.flac", audio, 24000),
-            "training": lambda: read_crop(found, 0, 2400, 24000, 1),
+            "training": lambda: read_crop(measure_clip("a", str(path)), 0, 2400, 24000, 1),
         }
 
     return of

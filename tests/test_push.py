@@ -28,7 +28,10 @@ TOKEN, READER, STRANGER = "hf_writerWriterWriter", "hf_readerReaderReader", "hf_
 CARD = "---\nlicense: mit\ntags:\n- audio\n---\n\n# Mine\n"
 CODE = {
     f"{name}_encodec.py"
-    for name in ("batching", "configuration", "layers", "modeling", "outputs", "precision", "quantization", "seanet")
+    for name in (
+        *("batching", "configuration", "inputs", "kernels", "layers", "modeling", "onednn", "outputs", "pickling"),
+        *("precision", "quantization", "seanet", "upstream", "weight_cache"),
+    )
 }
 
 

@@ -158,7 +158,8 @@ def compute_together(monkeypatch) -> None:
     device = SimpleNamespace(type="accelerator")
 
     def together(stream, *arguments):
-        model, stream.model = stream.model, SimpleNamespace(device=device, computes_rows_together=True)
+        model = stream.model
+        stream.model = SimpleNamespace(device=device, computes_rows_together=True, config=model.config)
         try:
             return advance(stream, *arguments)
         finally:

@@ -128,8 +128,10 @@ class RunConfig:
         ]
         for item in self.corpora:
             _check_types(item)
+            _refuse_nan(item)
         _check_types(self)
         self._check_ranges()
+        _refuse_nan(self)  # where no range has done so
 
     @property
     def updates(self) -> int:
@@ -230,9 +232,17 @@ def _check_types(config) -> None:
         require(good, item.name, value, allowed)
 
 
+def _refuse_nan(config) -> None:
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        numbers = value if isinstance(value, list) else [value]
+        nan = any(isinstance(number, float) and math.isnan(number) for number in numbers)
+        require(not nan, item.name, value, "a number")
+
+
 def _fits(value, kind: type) -> bool:
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
