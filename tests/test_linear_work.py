@@ -17,6 +17,7 @@ from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.evaluation import report
 from modeling_encodec.evaluation.clips import Clip, list_clips, select_clips
 from modeling_encodec.plots import read_log
+from modeling_encodec.processors.audio_kinds import list_audio
 from modeling_encodec.processors.corpus.rows import UniqueNames
 from modeling_encodec.processors.corpus.shards import ShardFile, token_schema, write_summary
 from modeling_encodec.processors.corpus.sources import open_source
@@ -93,7 +94,7 @@ def test_jobs_of_a_folder(tmp_path, monkeypatch):
         def plan():
             with monkeypatch.context() as patch:
                 patch.setattr(coding, "_folder_jobs", counted)
-                assert len(coding._plan([str(folder), str(tmp_path / "out")], (".wav",), ".ecdc", False)) == n
+                assert len(coding._plan([str(folder), str(tmp_path / "out")], list_audio, ".ecdc", False)) == n
 
         return plan
 
@@ -187,7 +188,8 @@ def test_choice_and_report_of_an_evaluation(categories):
         ]
         systems = [SimpleNamespace(name=name, kbps=6.0) for name in "ab"]
         evaluation = SimpleNamespace(
-            model=SimpleNamespace(config=SimpleNamespace(sampling_rate=24000)), systems=systems, metrics=["si_snr"],
+            model=SimpleNamespace(config=SimpleNamespace(sampling_rate=24000)),
+            systems=systems, metrics=["si_snr"], other_files={},
             describe=lambda: {"data": {}, "systems": [], "clips_sha256": "", "method": {"metrics": ["si_snr"]}},
         )  # fmt: skip
 
@@ -220,7 +222,7 @@ def test_shards_and_their_summary(tmp_path):
             file.close_window()
             file.skip(SimpleNamespace(number=1, name="b"), "silent")
             file.finish({}, 2, 5)
-        return lambda: write_summary(tmp_path / str(n), description)
+        return lambda: write_summary(tmp_path / str(n), description, {})
 
     assert_linear(make)
 
