@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 
+PIECE = 1 << 15  # numbers that PyTorch copies or compares without threads
 # One for the process, where this file may be imported twice: with the package, and as a checkpoint's remote code.
 _clock = vars(torch).setdefault("_modeling_encodec_clock", itertools.count(1))
 _thread = vars(torch).setdefault("_modeling_encodec_thread", threading.local())
@@ -46,7 +46,7 @@ def unchanged_weights(since: int | None = None):
 class _Kept:
     value: Any
     marks: list
-    copies: list[np.ndarray] | None
+    copies: list[torch.Tensor] | None
     compared: int
 
 
@@ -76,7 +76,7 @@ class WeightCache:
         moment, devices = now(), {tensor.device.type for tensor in tensors}
         value = make()
         if "meta" not in devices:  # those are offloaded, and come when a module is called
-            copies = [_bits(tensor).copy() for tensor in tensors] if devices == {"cpu"} else None
+            copies = [copy_in_pieces(tensor) for tensor in tensors] if devices == {"cpu"} else None
             self._kept[key] = _Kept(value, marks, copies, moment)
         return value
 
@@ -89,15 +89,19 @@ def _marks(tensors: Sequence[torch.Tensor]) -> list:
         return [tensor.data_ptr() for tensor in tensors]
 
 
-def _bits(tensor: torch.Tensor) -> np.ndarray:
-    """The memory of a tensor on the CPU. By NumPy, whose copies and comparisons need no threads: a process that was
-    forked has none, and would wait for them for ever."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+def copy_in_pieces(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor on the CPU, flat, made without threads: a process that was forked has none, and would wait
+    for them for ever. Nor is it shown to NumPy, which would forbid its owner (FSDP) to free the memory."""
+    flat = tensor.detach().reshape(-1)
+    copied = torch.empty_like(flat)
+    for part, given in zip(copied.split(PIECE), flat.split(PIECE)):
+        part.copy_(given)
+    return copied
 
 
-def _equal_bits(tensor: torch.Tensor, kept: np.ndarray) -> bool:
-    """Whether it still holds what was kept; compared as wide integers, where possible."""
-    bits = _bits(tensor)
-    if bits.size % 8 == 0:
-        bits, kept = bits.view(np.int64), kept.view(np.int64)
-    return np.array_equal(bits, kept)
+def _equal_bits(tensor: torch.Tensor, kept: torch.Tensor) -> bool:
+    """Whether it still holds what was kept; as wide integers where possible, which are compared twice as fast."""
+    flat = tensor.detach().reshape(-1)
+    if flat.numel() * flat.element_size() % 8 == 0 == flat.storage_offset() * flat.element_size() % 8:
+        flat, kept = flat.view(torch.int64), kept.view(torch.int64)
+    return all(map(torch.equal, flat.split(PIECE), kept.split(PIECE)))

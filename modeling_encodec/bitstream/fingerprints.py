@@ -14,7 +14,7 @@ from torch import nn
 
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.weight_cache_encodec import WeightCache
+from modeling_encodec.weight_cache_encodec import WeightCache, copy_in_pieces
 
 
 _caches: weakref.WeakKeyDictionary[nn.Module, WeightCache] = weakref.WeakKeyDictionary()
@@ -77,7 +77,8 @@ def _digest(owner: nn.Module, tensors: Sequence[torch.Tensor], start: bytes = b"
     def computed() -> str:
         digest = hashlib.sha256(start)
         for tensor in tensors:
-            array = (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().numpy()
+            copied = copy_in_pieces(tensor.cpu())
+            array = (copied.float() if copied.is_floating_point() else copied).numpy()
             digest.update(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes())
         return digest.hexdigest()[:16]
 
