@@ -94,8 +94,10 @@ class _Seanet(nn.Module):
             if step is None and lengths is None:
                 return self._forward_any_length(x).to(own)
             return self._forward_blocks(x, step or Step(lengths=lengths)).to(own)
-        if (name := self.foreign()) is not None:
-            return self._forward_whole(x, lengths, step, name)
+        if self.foreign() is not None:
+            if step is not None or lengths is not None:
+                self.check_pieces()
+            return self._forward_whole(x)
         with unchanged_weights():
             return self._forward_blocks(x, step or Step(lengths=lengths)).to(own)
 
@@ -120,11 +122,14 @@ class _Seanet(nn.Module):
                 return f"layers.{index}.{inner}".rstrip(".")
         return None
 
-    def _forward_whole(self, x, lengths, step, name: str) -> torch.Tensor:
-        """Layers as they come, one after the other."""
-        if step is not None or lengths is not None:
+    def check_pieces(self) -> None:
+        """Refuse with a ValueError what cannot be computed piece by piece, nor in rows of different lengths."""
+        if (name := self.foreign()) is not None:
             kind = type(self.get_submodule(name)).__name__
-            raise ValueError(f"{name} is a {kind}, which computes whole signals alone, allowed: forward of each alone")
+            raise ValueError(f"{name} is a {kind}, which computes whole signals alone, allowed in streams: our layers")
+
+    def _forward_whole(self, x: torch.Tensor) -> torch.Tensor:
+        """Layers as they come, one after the other."""
         for layer in self.layers:
             x = layer(x)
         return x.to(self.dtype)
@@ -139,7 +144,8 @@ class _Seanet(nn.Module):
         return y[..., : self.output_lengths(length)]
 
     def _forward_blocks(self, x: torch.Tensor, step: Step) -> torch.Tensor:
-        whole, filled, outputs = step.state is None and step.end and step.lengths is None, 0, None
+        is_whole = step.state is None and step.end and step.lengths is None
+        outputs, whole, filled = [], None, 0
         blocks = [(0, x.shape[2])] if step.lengths is not None else self.blocks(x, step.state is not None)
         for start, stop in blocks:
             part = Step(step.state, step.end and stop == x.shape[2], step.lengths)
@@ -148,13 +154,14 @@ class _Seanet(nn.Module):
             if len(blocks) == 1:
                 step.lengths = part.lengths
                 return y
-            if whole:  # not joined at the end, which would need twice the memory
-                outputs = y.new_empty(*y.shape[:2], self.output_lengths(x.shape[2])) if outputs is None else outputs
-                outputs[..., filled : filled + y.shape[2]] = y
-                filled += y.shape[2]
-            else:
-                outputs = [*(outputs or []), y]
-        return outputs if whole else torch.cat(outputs, dim=2)
+            if not is_whole:
+                outputs.append(y)
+                continue
+            if whole is None:  # not joined at the end, which would need twice the memory
+                whole = y.new_empty(*y.shape[:2], self.output_lengths(x.shape[2]))
+            whole[..., filled : filled + y.shape[2]] = y
+            filled += y.shape[2]
+        return torch.cat(outputs, dim=2) if whole is None else whole
 
     def blocks(self, x: torch.Tensor, begun: bool) -> list[tuple[int, int]]:
         """(start, stop) of the inputs computed at a time, of a piece `x` (B, C, T) of a signal that has `begun` or

@@ -120,9 +120,7 @@ class LayerSteps:
     ):
         """`prepare` makes the network's inputs of what is pushed, `finish` what is given out of its outputs and the
         sizes of their blocks; `onnx_hop` does it all for one hop."""
-        if (name := net.foreign()) is not None:
-            kind = type(net.get_submodule(name)).__name__
-            raise ValueError(f"{name} is a {kind}, which computes whole signals alone, allowed in streams: our layers")
+        net.check_pieces()
         self.model, self.net, self.prepare, self.finish, self.onnx_hop = model, net, prepare, finish, onnx_hop
         self.graphs = {} if graphs else None
         self.begun = mode == "low_latency"  # silence before the signal is a state as any
