@@ -100,6 +100,7 @@ LAYERS = {
     "demo": 9,
     "web_demo.clips": 10,
     "web_demo.page": 11,
+    "web_demo.guard": 11,
     "web_demo.serving": 12,
     "training.options": 0,
     "training.configuration": 1,

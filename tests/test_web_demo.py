@@ -1,5 +1,6 @@
 """The web page without a browser: what it does with files, what it refuses, what the command says."""
 
+import asyncio
 import io
 import json
 import socket
@@ -245,7 +246,8 @@ def parts(page) -> dict:
 def handler(page, button: str):
     """What a click on a button calls."""
     number = parts(page)[button]._id
-    return next(fn.fn for fn in page.fns.values() if (number, "click") in fn.targets)
+    function = next(fn.fn for fn in page.fns.values() if (number, "click") in fn.targets)
+    return lambda *inputs: asyncio.run(function(*inputs))
 
 
 @pytest.fixture

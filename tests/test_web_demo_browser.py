@@ -248,14 +248,8 @@ def test_no_file_of_the_machine_can_be_had(server):
     data = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
     body = json.dumps({"data": [data], "fn_index": number, "session_hash": "x"}).encode()
     request = urllib.request.Request(f"{address}/gradio_api/queue/join", body, {"Content-Type": "application/json"})
-    try:
+    with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(request, timeout=30)
-    except urllib.error.HTTPError as error:
-        assert error.code == 403
-        return
-    with urllib.request.urlopen(f"{address}/gradio_api/queue/data?session_hash=x", timeout=30) as answer:
-        said = "".join(line.decode() for line, _ in zip(answer, range(12)) if b"process_completed" in line)
-    assert '"success":false' in said and "starts with" not in said  # it never came to reading it
 
 
 def test_ctrl_c_ends_it_and_leaves_nothing(server, page, folder):
@@ -267,5 +261,5 @@ def test_ctrl_c_ends_it_and_leaves_nothing(server, page, folder):
     server.process.send_signal(signal.SIGINT)
     rest = server.process.stderr.read()
     assert server.process.wait(60) == 130 and rest.splitlines()[-1] == "modeling-encodec: interrupted"
-    assert rest.count("Traceback") == rest.count("InvalidPathError: ") <= 1  # of the test before this
+    assert "Traceback" not in rest
     assert not list(server.temporary.iterdir())

@@ -1,5 +1,6 @@
 """`demo`: what the codec does to clips, as files or as a web page."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ def demo(
     most_seconds: Annotated[
         float, typer.Option("--most-seconds", help="Seconds of a clip, at most, that the page takes.")
     ] = 60,
-    most_megabytes: Annotated[float, typer.Option("--most-megabytes", help="Megabytes of a file, at most.")] = 30,
+    most_megabytes: Annotated[float, typer.Option("--most-megabytes", help="Megabytes of an upload, at most.")] = 30,
     force: Force = False,
 ) -> None:
     """Clips through the codec at every bandwidth: wavs, a table of cost and quality, spectrograms. Or a web page."""
@@ -56,7 +57,11 @@ def _serve(model, lm_model, host, port, most_seconds, most_megabytes) -> None:
     limits = Limits(most_seconds, most_megabytes)
     codec, lm = _models(model, lm_model)
     on_start = lambda address: say(f"the page is at {address} (Ctrl-C ends it)")  # noqa: E731
-    serve(codec, lm, host=host, port=port, limits=limits, on_start=on_start)
+    try:
+        serve(codec, lm, host=host, port=port, limits=limits, on_start=on_start)
+    except KeyboardInterrupt:
+        say("modeling-encodec: interrupted")
+        os._exit(130)  # Python would wait for the clip in hand
 
 
 def _models(model: str | None, lm_model: str | None):

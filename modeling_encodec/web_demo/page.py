@@ -1,12 +1,15 @@
 """The web page itself: two tabs over `clips`, as Gradio blocks. `serving` puts it on the network.
 
-A request leaves nothing behind but files in Gradio's cache folder, and shares nothing with others but the model; of
-its users one runs at a time (`concurrency_id`): two at once would end no sooner and take twice the memory.
+A request leaves nothing behind but files in Gradio's cache folder, and shares nothing with others but the model. Of
+its users one runs at a time: two at once would end no sooner and take twice the memory. They run in a thread that
+nobody waits for when the server ends.
 """
 
+import asyncio
 import html
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +37,7 @@ PICTURE = {"interactive": False, "buttons": ["download", "fullscreen"], "elem_cl
 ERRORS = (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError)
 # Files of a request are deleted when they are a day old, looked for every hour; all of them when the server ends.
 DELETE_CACHE = (3600, 86400)
+MAX_WAITING = 32  # users in the queue; others are told that it is full
 USES_MODEL = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 CSS = """
 .facts table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums }
@@ -87,14 +91,15 @@ def build_page(model: EncodecModel, lm: EncodecLM | None = None, limits: Limits 
     Path(get_upload_folder()).mkdir(parents=True, exist_ok=True)
     with gr.Blocks(title="EnCodec", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.Markdown(_introduction(model, lm, limits), elem_id="introduction")
+        worker = ThreadPoolExecutor(1, "model")
         with gr.Tab("Encode"):
-            _encode_tab(model, lm, limits)
+            _encode_tab(model, lm, limits, worker)
         with gr.Tab("Decode", elem_id="decode-tab"):
-            _decode_tab(model, lm, limits)
-    return page
+            _decode_tab(model, lm, limits, worker)
+    return page.queue(api_open=False, max_size=MAX_WAITING)
 
 
-def _encode_tab(model: EncodecModel, lm: EncodecLM | None, limits: Limits) -> None:
+def _encode_tab(model: EncodecModel, lm: EncodecLM | None, limits: Limits, worker: Executor) -> None:
     with gr.Row():
         with gr.Column(scale=3):
             clip = gr.Audio(
@@ -142,10 +147,10 @@ def _encode_tab(model: EncodecModel, lm: EncodecLM | None, limits: Limits) -> No
         return _show_coded(coded, model)
 
     switch.click(None, js=SWITCH, api_visibility="private")
-    button.click(_in_the_page(encode), [clip, bandwidth, use_lm], outputs, show_progress_on=clip, **USES_MODEL)
+    button.click(_in_the_page(encode, worker), [clip, bandwidth, use_lm], outputs, show_progress_on=clip, **USES_MODEL)
 
 
-def _decode_tab(model: EncodecModel, lm: EncodecLM | None, limits: Limits) -> None:
+def _decode_tab(model: EncodecModel, lm: EncodecLM | None, limits: Limits, worker: Executor) -> None:
     with gr.Row():
         file = gr.File(label=f".ecdc file, up to {limits.seconds:g} s", height=140, elem_id="file", scale=3)
         with gr.Column(scale=2):
@@ -177,16 +182,21 @@ def _decode_tab(model: EncodecModel, lm: EncodecLM | None, limits: Limits) -> No
         return gr.update(visible=True), _as_table(rows + damages, "facts said"), wav, *drawn
 
     button.click(
-        _in_the_page(decode), file, [results, facts, audio, pictures, codes], show_progress_on=file, **USES_MODEL
+        _in_the_page(decode, worker),
+        file,
+        [results, facts, audio, pictures, codes],
+        show_progress_on=file,
+        **USES_MODEL,
     )
 
 
-def _in_the_page(function: Callable) -> Callable:
-    """What goes wrong by the user's doing as one message in the page; texts of files cannot be markup there."""
+def _in_the_page(function: Callable, worker: Executor) -> Callable:
+    """Run by the worker. What goes wrong by the user's doing as one message in the page; texts of files cannot be
+    markup there."""
 
-    def call(*inputs):
+    async def call(*inputs):
         try:
-            return function(*inputs)
+            return await asyncio.get_running_loop().run_in_executor(worker, function, *inputs)
         except ERRORS as error:
             line = " ".join(str(error).split()) or type(error).__name__
             raise gr.Error(html.escape(line), duration=30, print_exception=False) from None

@@ -1,7 +1,8 @@
 """The web page on a port of this machine, until Ctrl-C; nothing is asked of any other machine.
 
 Uvicorn is run here and not by `Blocks.launch`: the port is taken before the page is built, so that one in use is said
-at once and by its name, and no request to itself goes through a proxy of the environment.
+at once and by its name, and no request to itself goes through a proxy of the environment. Requests pass a `Guard`
+before Gradio sees them.
 """
 
 import os
@@ -9,6 +10,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
@@ -17,6 +19,8 @@ from modeling_encodec.web_demo.clips import Limits
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONO_FONTS = ("ui-monospace", "Consolas", "Menlo", "monospace")
+CONNECTIONS = 256  # at once; a browser has some six
+REQUEST_SECONDS = 10  # a connection that asks for nothing for so long is closed, at twice that at the latest
 
 
 def serve(
@@ -40,7 +44,8 @@ def serve(
 
     Raises:
         OSError: if the address cannot be listened on; the port may be in use.
-        KeyboardInterrupt: when it was interrupted (SIGINT, SIGTERM).
+        KeyboardInterrupt: when it was interrupted (SIGINT, SIGTERM). A clip in hand is not waited for, but its thread
+            goes on until the process ends.
     """
     limits = limits or Limits()
     with _listen(host, port) as listener, tempfile.TemporaryDirectory(prefix="modeling-encodec-") as folder:
@@ -52,27 +57,30 @@ def serve(
         on_start(f"http://{shown}:{listener.getsockname()[1]}")
         import uvicorn
 
-        uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)).run(sockets=[listener])
+        config = uvicorn.Config(
+            app,
+            http=_connection_class(),
+            ws="none",
+            log_level="critical",
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=1,
+        )
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _make_app(model: EncodecModel, lm: EncodecLM | None, limits: Limits):
     """The page as an ASGI application."""
     import fastapi
+    from gradio.utils import get_upload_folder
 
+    from modeling_encodec.web_demo.guard import Guard
     from modeling_encodec.web_demo.page import CSS, build_page, gr
 
     page = build_page(model, lm, limits)
     # Gradio looks after which files a request may name only in pages that count as launched by itself.
     page.has_launched = True
-    app = fastapi.FastAPI(openapi_url=None)
-
-    @app.get("/gradio_api/file=http{rest:path}")
-    def refuse(rest: str) -> None:
-        """Gradio would fetch it from elsewhere."""
-        raise fastapi.HTTPException(403)
-
-    return gr.mount_gradio_app(
-        app,
+    app = gr.mount_gradio_app(
+        fastapi.FastAPI(openapi_url=None),
         page,
         path="/",
         theme=gr.themes.Soft(font=FONTS, font_mono=MONO_FONTS),
@@ -85,6 +93,29 @@ def _make_app(model: EncodecModel, lm: EncodecLM | None, limits: Limits):
         pwa=False,
         mcp_server=False,
     )
+    return Guard(app, Path(get_upload_folder()), limits)
+
+
+def _connection_class():
+    """Uvicorn's class of a connection, with an end to those that ask for nothing: Uvicorn waits for them for ever."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Connection(H11Protocol):
+        last = ...
+
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            self._look_again()
+
+        def _look_again(self):
+            asks = self.cycle is not self.last or (self.cycle and not self.cycle.response_complete)
+            if self.transport.is_closing() or not asks:
+                self.transport.close()
+                return
+            self.last = self.cycle
+            self.loop.call_later(REQUEST_SECONDS, self._look_again)
+
+    return Connection
 
 
 def _listen(host: str, port: int) -> socket.socket:
