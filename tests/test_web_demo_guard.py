@@ -394,6 +394,50 @@ def test_connections_that_ask_for_nothing_are_closed(app, monkeypatch):
             thread.join(20)
 
 
+@pytest.mark.slow
+def test_a_crowd_is_served_or_told_to_come_again(small_models, tmp_path, monkeypatch):
+    """150 users at once on a real server: bounded memory, files and answers; afterwards the page is as before."""
+    import httpx
+    import psutil
+    import uvicorn
+
+    monkeypatch.setattr(guard, "STORED_UPLOADS", 8)
+    process, answers = psutil.Process(), []
+    with made(small_models["24khz"], tmp_path) as app, socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        config = uvicorn.Config(app, http=serving._connection_class(), ws="none", log_level="critical")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        data = wav(2.9)
+
+        def use(number: int) -> None:
+            with httpx.Client(base_url=address, timeout=120, trust_env=False) as page:
+                files = {"files": ("a.wav", data[:-2] + number.to_bytes(2, "little"))}  # each another
+                answer = page.post("/gradio_api/upload", files=files)
+                if answer.status_code == 200:
+                    answer = join(page, "encode", [file(answer.json()[0]), 3.6, False], f"s{number}")
+                if answer.status_code == 200:
+                    answers.append(result(page, f"s{number}")["success"])
+                else:
+                    answers.append(answer.status_code)
+
+        try:
+            use(0)
+            before = process.memory_info().rss
+            users = [threading.Thread(target=use, args=(number,)) for number in range(150)]
+            for user in users:
+                user.start()
+            for user in users:
+                user.join(300)
+            assert process.memory_info().rss - before < 300 * 2**20
+            assert len(answers) == 151 and set(answers) <= {True, 503, 507} and answers.count(True) > 10, answers
+            assert stored(app) < 30 * 2**20
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join(30)
+
+
 # ---- the end --------------------------------------------------------------------------------------------------------
 
 
