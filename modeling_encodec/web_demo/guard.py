@@ -6,7 +6,9 @@ files outside the page's folder, and addresses wherever a file is meant.
 """
 
 import asyncio
+import contextlib
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -28,7 +30,8 @@ CALL_BYTES = 1 << 16
 FORM_BYTES = 1 << 14  # what a form takes beside the file in it
 # A body may take so long, and so long per byte: 0.4 Mbit/s.
 BODY_SECONDS, SECONDS_PER_BYTE = 20.0, 1 / 50_000
-# All files together take no more than so many of the largest upload. What is younger than this is not deleted for it.
+# All files together, uploaded or made, take about as much as so many of the largest upload. None that is younger than
+# this is deleted for another.
 STORED_UPLOADS, KEPT_SECONDS = 32, 600
 
 
@@ -60,8 +63,9 @@ class Guard:
         if method == "POST" and path == UPLOAD:
             await self._upload(scope, receive, send)
         elif method == "POST" and path in CALLS:
-            body = await _read_body(scope, receive)
-            await self.app(*_with_body(scope, receive, self._checked_call(body)), send)
+            body = self._checked_call(await _read_body(scope, receive))
+            self._make_room(self.limits.bytes)  # what is made of a file takes about as much
+            await self.app(*_with_body(scope, receive, body), send)
         elif method not in ("GET", "HEAD") or not self._may_be_read(path):
             raise HTTPException(403, "not a part of this page")
         else:
@@ -99,7 +103,9 @@ class Guard:
         if isinstance(value, dict) and "path" in value:
             # The address at which the browser has it is dropped with the rest: only the path is needed.
             name = value.get("orig_name")
-            file = {"path": self._own_file(value["path"]), "meta": {"_type": "gradio.FileData"}}
+            path = self._own_file(value["path"])
+            os.utime(path)  # in use: not to be deleted now
+            file = {"path": path, "meta": {"_type": "gradio.FileData"}}
             return file | ({"orig_name": Path(name).name[:200]} if isinstance(name, str) else {})
         raise HTTPException(400, "not a call of this page")
 
@@ -117,7 +123,7 @@ class Guard:
             self.incoming -= size
 
     def _make_room(self, size: int) -> None:
-        """Delete the oldest files until an upload fits among them.
+        """Delete the oldest files until so many bytes more may be stored.
 
         Raises:
             HTTPException: 507, if files too young to be deleted leave no room.
@@ -138,6 +144,8 @@ class Guard:
             if now - modified > KEPT_SECONDS:
                 path.unlink(missing_ok=True)
                 taken -= its_size
+                with contextlib.suppress(OSError):  # other files are there
+                    path.parent.rmdir()
         if taken > allowed:
             raise HTTPException(507, "the page holds as many files as it may, try again in some minutes")
 
