@@ -43,7 +43,7 @@ class WholeCheckpoints:
         Args:
             pretrained_model_name_or_path (str or Path): the folder or Hub id.
             *model_args (arguments): of the class, after its configuration.
-            output_loading_info (bool): return the model and what was missing, unexpected or of another shape, whatever it is.
+            output_loading_info (bool): return what was missing, unexpected or of another shape too, whatever it is.
             **kwargs (keyword arguments): others of Transformers' method, such as `dtype` or `device_map`.
 
         Raises:
