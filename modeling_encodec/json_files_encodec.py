@@ -10,7 +10,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -44,6 +44,18 @@ def read_json(path: str | os.PathLike) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, allowed: a JSON object")
     return content
+
+
+@contextmanager
+def read_with_care(source, names: Iterable[str], subfolder: str | None = None) -> Iterator[None]:
+    """Within it something is loaded from `source`, a folder or Hub id: the JSON files `names` of a folder are read as
+    `read_json` does first, and errors are those of `one_line_errors`."""
+    with one_line_errors(str(source)):
+        if os.path.isdir(source):
+            for path in (os.path.join(source, subfolder or "", name) for name in names):
+                if os.path.lexists(path):
+                    read_json(path)
+        yield
 
 
 def line_of(error: BaseException) -> str:

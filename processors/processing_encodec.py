@@ -12,7 +12,6 @@ A model with chunks has their codes one after the other, and their loudness (48 
 """
 
 import importlib
-import json
 import os
 from dataclasses import asdict
 
@@ -24,8 +23,9 @@ from transformers.utils import CONFIG_NAME
 
 from .code_layouts import pad_ids
 from .code_vocabulary import CodeVocabulary
-from .feature_extraction_encodec import EncodecFeatureExtractor
+from .feature_extraction_encodec import SETTINGS_FILES, EncodecFeatureExtractor
 from .inputs_encodec import as_python, plain_array, real_number, whole_number
+from .json_files_encodec import read_json, read_with_care
 from .upstream_encodec import find_file
 
 
@@ -366,6 +366,18 @@ class EncodecProcessor(ProcessorMixin):
         return settings, rest
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """The processor saved at `pretrained_model_name_or_path`, a folder or Hub id; `kwargs` as of Transformers'
+        method, and `audio_tokenizer`.
+
+        Raises:
+            OSError: if there is none.
+            ValueError: for a damaged file, values that cannot be, or a codec that is not whole.
+        """
+        with read_with_care(pretrained_model_name_or_path, SETTINGS_FILES, kwargs.get("subfolder")):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs) -> list:
         # Not by AutoFeatureExtractor, which would take the stock class of the same name.
         return [EncodecFeatureExtractor.from_dict(processor_dict["feature_extractor"])]
@@ -377,8 +389,7 @@ def _load_codec(folder, named: str | None, options: dict):
     config = find_file(folder, CONFIG_NAME, **hub)
     is_beside = False
     if config is not None:
-        with open(config, encoding="utf-8") as file:
-            is_beside = json.load(file).get("model_type") == "encodec"
+        is_beside = read_json(config).get("model_type") == "encodec"
     if not is_beside and named is None:
         return None
     placing = {name: options[name] for name in CODEC_OPTIONS if name in options}
