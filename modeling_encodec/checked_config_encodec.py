@@ -2,6 +2,8 @@
 """What the configurations of codec and language model share: files are read with care, fields are of their type,
 numbers have limits, and errors are one line."""
 
+import inspect
+
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -52,6 +54,8 @@ class CheckedConfig(PreTrainedConfig):
         """The settings at `pretrained_model_name_or_path` as they are, and what is left of `kwargs`. A file of another
         kind of model is a ValueError."""
         settings, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not settings:
+            raise FileNotFoundError(f"{pretrained_model_name_or_path}: no config.json in it, or an empty one")
         # A model that has ours as a part, such as MusicGen, keeps its configuration in its own.
         kinds = [one.get("model_type") for one in [settings, *settings.values()] if isinstance(one, dict)]
         if cls.model_type not in kinds:
@@ -65,8 +69,8 @@ class CheckedConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         for name in kwargs:
-            ours = getattr(type(self), name, None)
-            if callable(ours) or (isinstance(ours, property) and ours.fset is None):
+            ours = inspect.getattr_static(type(self), name, None)
+            if callable(ours) or isinstance(ours, classmethod) or (isinstance(ours, property) and ours.fset is None):
                 raise ValueError(f"{name} is no setting of a {type(self).__name__}, allowed: its fields")
         if (labels := kwargs.get("num_labels")) is not None:  # a name is made for each of them
             whole_number("num_labels", labels, 0, MAX_LABELS)
@@ -86,9 +90,14 @@ class CheckedConfig(PreTrainedConfig):
         """Refuse more weights than any real model has; the `sizes` are the fields that they come of."""
         if total > MAX_PARAMETERS:
             fields = type(self).__dataclass_fields__
-            large = [name for name in sizes if getattr(self, name) != fields[name].default]
+            large = [name for name in sizes if not same_value(getattr(self, name), fields[name].default)]
             given = ", ".join(f"{name} {shown(getattr(self, name))}" for name in large)
             raise ValueError(f"{given} together make {total:,} weights, allowed: at most {MAX_PARAMETERS:,}")
+
+
+def same_value(one, other) -> bool:
+    """Whether two values of a field are the same, lists and tuples alike."""
+    return (list(one) if isinstance(one, tuple) else one) == (list(other) if isinstance(other, tuple) else other)
 
 
 def require(condition, name: str, value, allowed: str) -> None:

@@ -314,18 +314,10 @@ class EncodecConfig(CheckedConfig):
             require(0 <= self.overlap < 1, "overlap", self.overlap, "a number in [0, 1)")
         if self.chunk_length_s is None:
             return
-        require(
-            self.chunk_length_s <= MAX_CHUNK_SECONDS,
-            "chunk_length_s",
-            self.chunk_length_s,
-            f"at most {MAX_CHUNK_SECONDS} s",
-        )
-        require(
-            math.isfinite(self.chunk_length_s) and self.chunk_length >= self.hop_length,
-            "chunk_length_s",
-            self.chunk_length_s,
-            f"at least one hop ({self.hop_length / self.sampling_rate:g} s)",
-        )
+        name, seconds = "chunk_length_s", self.chunk_length_s
+        require(not seconds > MAX_CHUNK_SECONDS, name, seconds, f"at most {MAX_CHUNK_SECONDS} s")
+        hop = self.hop_length / self.sampling_rate
+        require(seconds > 0 and self.chunk_length >= self.hop_length, name, seconds, f"at least one hop ({hop:g} s)")
         require(self.overlap is not None, "overlap", self.overlap, "a number in [0, 1) when chunk_length_s is set")
         require(
             self.chunk_length <= MAX_CHUNKS_AT_ONCE * self.chunk_stride,
@@ -397,14 +389,10 @@ class EncodecLMConfig(CheckedConfig):
             f"an even multiple of num_attention_heads ({heads}), at least 4",
         )
         require(self.hidden_size <= 1 << 16, "hidden_size", self.hidden_size, "at most 65536")
-        most = MAX_CONTEXT_FRAMES / self.frame_rate
-        require(self.context_seconds <= most, "context_seconds", self.context_seconds, f"at most {most:g} s")
-        require(
-            math.isfinite(self.context_seconds) and self.context_frames >= 1,
-            "context_seconds",
-            self.context_seconds,
-            f"at least one frame ({1 / self.frame_rate:g} s)",
-        )
+        name, seconds, most = "context_seconds", self.context_seconds, MAX_CONTEXT_FRAMES / self.frame_rate
+        require(not seconds > most, name, seconds, f"at most {most:g} s")
+        one = 1 / self.frame_rate
+        require(seconds > 0 and self.context_frames >= 1, name, seconds, f"at least one frame ({one:g} s)")
         require(self.has_integer_form or self.has_float_form, "has_float_form", False, "true without has_integer_form")
         self.check_parameters(lm_parameters(self), ("hidden_size", "codebook_size", *LM_LIMITS))
         super().__post_init__(**kwargs)

@@ -55,9 +55,11 @@ class WholeCheckpoints:
         token = _looks.set(bool(output_loading_info))
         try:
             with one_line_errors(named):
-                if pretrained_model_name_or_path is not None and os.path.isdir(pretrained_model_name_or_path):
-                    folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
-                    check_weight_files(folder, kwargs.get("variant"))
+                if os.path.isdir(named):
+                    check_weight_files(Path(named) / (kwargs.get("subfolder") or ""), kwargs.get("variant"))
+                elif os.path.lexists(named) or os.path.isabs(named):  # which is no repository's id
+                    what = "no folder, allowed: a model's" if os.path.lexists(named) else "no such model folder"
+                    raise FileNotFoundError(f"{named}: {what}")
                 model, info = super().from_pretrained(
                     pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
                 )
@@ -74,13 +76,13 @@ class WholeCheckpoints:
     @staticmethod
     def _finalize_model_loading(model, load_config, loading_info):
         """As Transformers', which draws random numbers for what is missing; that is refused first."""
-        if not _looks.get():
-            seen = dataclasses.replace(loading_info)
-            model._adjust_missing_and_unexpected_keys(seen)
-            missing = set(seen.missing_keys) - set(getattr(model, "all_tied_weights_keys", None) or ())
-            mismatched = [] if load_config.ignore_mismatched_sizes else seen.mismatched_keys
-            named = load_config.pretrained_model_name_or_path
-            refuse_incomplete(named, type(model), missing, seen.unexpected_keys, mismatched)
+        seen = dataclasses.replace(loading_info)
+        model._adjust_missing_and_unexpected_keys(seen)
+        missing = set(seen.missing_keys) - set(getattr(model, "all_tied_weights_keys", None) or ())
+        missing, unexpected = ((), ()) if _looks.get() else (missing, seen.unexpected_keys)
+        mismatched = () if load_config.ignore_mismatched_sizes else seen.mismatched_keys
+        named = load_config.pretrained_model_name_or_path or "the state dict"
+        refuse_incomplete(named, type(model), missing, unexpected, mismatched)
         return super(WholeCheckpoints, type(model))._finalize_model_loading(model, load_config, loading_info)
 
 
@@ -97,9 +99,10 @@ def refuse_incomplete(named: str, kind: type, missing: Iterable, unexpected: Ite
         if names
     ]
     if faults:
+        how = "ignore_mismatched_sizes=True makes those anew" if shapes else "output_loading_info=True loads the rest"
         raise ValueError(
             f"{named}: the weights {'; they '.join(faults)}; allowed: all tensors of {kind.__name__} as config.json "
-            "says and no others (output_loading_info=True loads what there is)"
+            f"says and no others ({how})"
         )
 
 
@@ -148,8 +151,8 @@ def indexed_files(index: Path) -> list[Path]:
     names = content.get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f"{index}: no weight_map of tensors and files")
-    if not isinstance(content.get("metadata", {}), dict):
-        raise ValueError(f"{index}: metadata is a {type(content['metadata']).__name__}, allowed: a JSON object")
+    if not isinstance(content.get("metadata"), dict):
+        raise ValueError(f"{index}: metadata is {content.get('metadata')!r:.100}, allowed: a JSON object")
     paths = []
     for name in sorted(set(names.values())):
         if name != os.path.basename(name) or name in ("", ".", ".."):
@@ -162,8 +165,11 @@ def indexed_files(index: Path) -> list[Path]:
 
 def _check_weight_file(path: Path) -> None:
     with open(path, "rb") as file:  # an OSError where it cannot be read
-        if not file.read(1):
-            raise ValueError(f"{path}: is empty, allowed: weights")
+        start = file.read(2)
+    if not start:
+        raise ValueError(f"{path}: is empty, allowed: weights")
+    if start[:1] == b"\x80" and path.suffix == ".bin" and start[1:] != b"\x02":
+        raise ValueError(f"{path}: a pickle that PyTorch did not write, allowed: tensors alone; nothing was run")
     if path.suffix != ".safetensors":
         return
     try:

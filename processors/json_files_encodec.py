@@ -38,7 +38,7 @@ def read_json(path: str | os.PathLike) -> dict:
     try:
         content = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
     except RecursionError:
-        raise ValueError(f"{path}: no JSON that can be read (nested too deeply)") from None
+        raise ValueError(f"{path}: no JSON (nested too deeply)") from None
     except ValueError as error:
         raise ValueError(f"{path}: no JSON ({line_of(error)})") from None
     if not isinstance(content, dict):

@@ -360,7 +360,11 @@ class EncodecProcessor(ProcessorMixin):
                 f"{pretrained_model_name_or_path}: no EncodecProcessor, allowed: what its save_pretrained wrote; "
                 "for a codec alone, EncodecProcessor.for_model(model, bandwidth)"
             )
+        if not isinstance(settings["vocabulary"], dict) or not isinstance(settings.get("feature_extractor"), dict):
+            raise ValueError(f"{pretrained_model_name_or_path}: vocabulary or feature_extractor is no JSON object")
         codec = settings.pop("codec", None)
+        if codec is not None and not (isinstance(codec, str) and _is_hub_id(codec)):
+            raise ValueError(f"{pretrained_model_name_or_path}: codec is {codec!r:.100}, allowed: a repository's id")
         if "audio_tokenizer" not in kwargs:
             rest["audio_tokenizer"] = _load_codec(pretrained_model_name_or_path, codec, kwargs)
         return settings, rest
