@@ -151,8 +151,6 @@ def indexed_files(index: Path) -> list[Path]:
     names = content.get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f"{index}: no weight_map of tensors and files")
-    if not isinstance(content.get("metadata"), dict):
-        raise ValueError(f"{index}: metadata is {content.get('metadata')!r:.100}, allowed: a JSON object")
     paths = []
     for name in sorted(set(names.values())):
         if name != os.path.basename(name) or name in ("", ".", ".."):
@@ -160,6 +158,8 @@ def indexed_files(index: Path) -> list[Path]:
         paths.append(index.parent / name)
         if not paths[-1].is_file():
             raise FileNotFoundError(f"{paths[-1]}: no such file, but {index.name} names it")
+    if not isinstance(content.get("metadata"), dict):
+        raise ValueError(f"{index}: metadata is {content.get('metadata')!r:.100}, allowed: a JSON object")
     return paths
 
 

@@ -3,8 +3,11 @@ for what they are not; by classes, processors and commands alike."""
 
 import copy
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 
@@ -17,6 +20,7 @@ from hostile_folders import ALL, NOT_WHOLE, PICKLES, TEXTS, WEIGHTS, in_shards, 
 from hypothesis import given, settings
 from lm_models import make_codes, make_integer_lm
 from safetensors.torch import load_file, save_file
+from without_package import WITHOUT_THE_PACKAGE
 
 from modeling_encodec import (
     CodecTokenizer,
@@ -26,7 +30,6 @@ from modeling_encodec import (
     EncodecLMConfig,
     EncodecModel,
     EncodecProcessor,
-    register_auto_classes,
     write_audio,
 )
 from modeling_encodec.commands.shared import load
@@ -113,15 +116,13 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(name, folder, monkeypa
 
 @pytest.mark.parametrize("name", ["no encoder", "another shape", "a pickle with code inside", "an index to elsewhere"])
 def test_nobody_else_takes_it_either(name, folder, run, monkeypatch):
-    """Processors, tokenizers, the Auto classes, conversion and commands."""
+    """Processors, tokenizers, conversion and commands."""
     ALL[name][0](folder)
     monkeypatch.chdir(folder.parent)
-    register_auto_classes()
     audio = folder.parent / "a.wav"
     for call in (
         lambda: EncodecProcessor.from_pretrained(folder),
         lambda: CodecTokenizer(str(folder), 1.8),
-        lambda: transformers.AutoModel.from_pretrained(folder),
         lambda: load(str(folder), "cpu"),
     ):
         with refused("weights|pickle|names"):
@@ -137,6 +138,29 @@ def test_nobody_else_takes_it_either(name, folder, run, monkeypatch):
         code, out, err = run(*line)
         assert code == 2 and not out and len(err) == 1, (err, out)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["a.wav", "model"]
+
+
+AUTO = """
+import sys, transformers
+{}
+try:
+    transformers.AutoModel.from_pretrained(sys.argv[1], trust_remote_code={})
+except ValueError as error:
+    print(error)
+"""
+REGISTERED = AUTO.format("import modeling_encodec; modeling_encodec.register_auto_classes()", "False")
+REMOTE = WITHOUT_THE_PACKAGE + AUTO.format("", "True")
+
+
+@pytest.mark.parametrize("script", [REGISTERED, REMOTE], ids=["registered", "remote code"])
+def test_auto_model_refuses_it_too(script, folder, tmp_path):
+    NOT_WHOLE["one tensor missing"][0](folder)
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", script, folder]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{folder}: the weights lack encoder.layers.0.conv.bias; allowed"), done.stdout
+    assert "LOAD REPORT" not in done.stderr
 
 
 def test_what_is_whole_in_another_form_is_taken(folder, model, good, tmp_path):
