@@ -30,8 +30,8 @@ CODEC_LIMITS = {
     "residual_kernel_size": (1, 1 << 12),
     "dilation_growth_rate": (1, 1 << 12),
     "compress": (1, 1 << 13),
-    "num_lstm_layers": (1, 64),
-    "num_residual_layers": (0, 64),
+    "num_lstm_layers": (1, 32),
+    "num_residual_layers": (0, 32),
     "codebook_size": (2, 1 << 16),
 }
 LM_LIMITS = {
@@ -42,7 +42,7 @@ LM_LIMITS = {
     "frame_rate": (1, 1_000_000),
     "max_positions": (1, 1 << 24),
 }
-MAX_LEVELS = 16
+MAX_LEVELS = 10
 MAX_HOP = 1 << 16
 MAX_REACH = 1 << 16
 MAX_KBPS = 1e9

@@ -28,6 +28,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NAMES_TOLD = 4
 # Whether the caller looks at what is missing itself.
 _looks = contextvars.ContextVar("looks", default=False)
@@ -112,11 +113,12 @@ def refuse_not_finite(named: str, model: torch.nn.Module) -> None:
     Raises:
         ValueError: which names them.
     """
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    # Others are made by quantization, whose scales are its own, or lie on several machines.
+    tensors = {n: t for n, t in model.state_dict().items() if type(t) is torch.Tensor and t.dtype in FLOATS}
     if not hasattr(model, "hf_device_map") and (nowhere := [name for name, one in tensors.items() if one.is_meta]):
         raise ValueError(f"{named}: the weights have shapes but no numbers in {_told(nowhere)}, allowed: numbers")
-    tensors = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
-    wrong = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    tensors = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta and tensor.numel()}
+    wrong = [name for name, tensor in tensors.items() if not torch.stack(torch.aminmax(tensor)).isfinite().all()]
     if wrong:
         raise ValueError(f"{named}: the weights hold NaN or infinity in {_told(wrong)}, allowed: finite numbers")
 
@@ -158,8 +160,8 @@ def indexed_files(index: Path) -> list[Path]:
         paths.append(index.parent / name)
         if not paths[-1].is_file():
             raise FileNotFoundError(f"{paths[-1]}: no such file, but {index.name} names it")
-    if not isinstance(content.get("metadata"), dict):
-        raise ValueError(f"{index}: metadata is {content.get('metadata')!r:.100}, allowed: a JSON object")
+    if not isinstance(content.get("metadata", {}), dict):
+        raise ValueError(f"{index}: metadata is {content['metadata']!r:.100}, allowed: a JSON object")
     return paths
 
 
