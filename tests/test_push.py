@@ -398,7 +398,7 @@ BAD_FOLDERS = {
     "no such folder": lambda folder: shutil.rmtree(folder),
     "no config.json in it": lambda folder: (folder / "config.json").unlink(),
     "no model.safetensors in it": lambda folder: (folder / "model.safetensors").unlink(),
-    "config.json: no JSON .Expecting property": lambda folder: (folder / "config.json").write_text("{"),
+    "config.json: no JSON (Expecting property": lambda folder: (folder / "config.json").write_text("{"),
     "model_type is 'bert', allowed: encodec, encodec_lm": lambda folder: replace(
         folder, "config.json", model_type="bert"
     ),
