@@ -8,9 +8,7 @@ which holds objects of other packages, cannot be read; audiocraft exports it.
 """
 
 import hashlib
-import json
 import pickle
-import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from modeling_encodec.conversion.released import checksum_in_name
+from modeling_encodec.json_files_encodec import read_json, what_pickle_wants
+from modeling_encodec.loading_encodec import WEIGHT_FILES, indexed_files
 
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 MODEL_TYPES = ("encodec", "encodec_lm")
 AUDIOCRAFT_FILE = "compression_state_dict.bin"
 # Weight norm under the names of other versions of PyTorch.
@@ -90,24 +89,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON, or no object.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: no JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, allowed: a JSON object")
-    return content
-
-
 def _is_language_model(state: dict) -> bool:
     return not any(name.startswith(("encoder.", "decoder.", "quantizer.")) for name in state)
 
@@ -124,33 +105,17 @@ def _read_folder(folder: Path) -> Checkpoint:
         raise ValueError(
             f"{folder}: model_type is {settings.get('model_type')!r}, allowed: {' or '.join(MODEL_TYPES)}"
         )
-    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    weights = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if weights is None:
-        raise FileNotFoundError(f"{folder}: a folder without {' or '.join(WEIGHTS)}")
+        raise FileNotFoundError(f"{folder}: a folder without {' or '.join(WEIGHT_FILES)}")
     state = {}
-    for path in _shards(weights):
+    for path in indexed_files(weights) if weights.suffix == ".json" else [weights]:
         shard = _only_tensors(path, _read_tensors(path))
         if twice := sorted(state.keys() & shard.keys()):
             raise ValueError(f"{path}: tensors that are in another file too: {_told(twice)}")
         state |= shard
     state = _rename(folder, state, [(old, new) for new, old in OTHER_NAMES])
     return Checkpoint(folder, "transformers", settings["model_type"] == "encodec_lm", state, settings)
-
-
-def _shards(weights: Path) -> list[Path]:
-    """The files of weights that an index names, or the one without index."""
-    if weights.suffix != ".json":
-        return [weights]
-    names = read_json(weights).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise ValueError(f"{weights}: no weight_map of tensors and files")
-    paths = [weights.parent / name for name in sorted(set(names.values()))]
-    for path in paths:
-        if path.parent != weights.parent:
-            raise ValueError(f"{weights}: names {str(path)!r}, allowed: files of its own folder")
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file, but {weights.name} names it")
-    return paths
 
 
 # ---- audiocraft --------------------------------------------------------------------------------------------------
@@ -197,25 +162,13 @@ def _read_tensors(path: Path) -> dict:
     except SafetensorError as error:
         raise ValueError(f"{path}: no safetensors, or damaged: {error}") from None
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: {_what_pickle_wants(str(error))}") from None
+        raise ValueError(f"{path}: {what_pickle_wants(str(error))}") from None
     except Exception as error:  # damaged bytes make the reader fail in any way there is
         what = "empty" if path.stat().st_size == 0 else "no PyTorch file, or a damaged one"
         raise ValueError(f"{path}: {what} ({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, allowed: a state dict")
     return content
-
-
-def _what_pickle_wants(message: str) -> str:
-    wanted = re.search(r"GLOBAL ([\w.]+)", message)
-    if wanted is None:
-        return "no PyTorch file, or a damaged one, or one with more than tensors in it"
-    if wanted[1].startswith(("omegaconf.", "audiocraft.", "flashy.", "dora.")):
-        return (
-            f"a training checkpoint with objects in it ({wanted[1]}), which are not loaded; export it with "
-            "audiocraft.utils.export.export_encodec"
-        )
-    return f"wants to run code or make objects ({wanted[1]}), allowed: tensors alone; nothing was run"
 
 
 def _only_tensors(path: Path, state: dict) -> dict[str, torch.Tensor]:

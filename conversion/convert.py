@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from modeling_encodec.bitstream.fingerprints import codebook_fingerprint
 from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
@@ -388,7 +387,7 @@ def _typed(make, *arguments, **fields):
     """`make(...)`, whose complaints about types of settings come as one line."""
     try:
         return make(*arguments, **fields)
-    except (TypeError, StrictDataclassError) as error:
+    except TypeError as error:
         raise ValueError(f"a setting is of the wrong type: {' '.join(str(error).split())}") from None
 
 

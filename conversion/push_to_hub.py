@@ -29,6 +29,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 
 from modeling_encodec.conversion.checkpoint_writing import transformers_loads
+from modeling_encodec.json_files_encodec import read_json
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
@@ -222,10 +223,7 @@ def _model_type(folder: Path) -> str:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder}: no {name} in it, allowed: a folder written by save_pretrained")
-    try:
-        model_type = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{folder / CONFIG}: not the configuration of a model") from None
+    model_type = read_json(folder / CONFIG).get("model_type")
     if model_type not in CLASSES:
         raise ValueError(f"{folder}: model_type is {model_type!r}, allowed: {', '.join(CLASSES)}")
     return model_type

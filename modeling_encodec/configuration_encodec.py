@@ -10,29 +10,51 @@ import math
 from collections.abc import Iterator
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
 
-from .inputs_encodec import as_python, match_number, real_number, whole_number
+from .checked_config_encodec import CheckedConfig, checked_fields, require
+from .inputs_encodec import match_number, real_number, whole_number
+from .parameter_counts_encodec import codec_parameters, lm_parameters
 
 
 NORM_TYPES = ("weight_norm", "time_group_norm")
 PAD_MODES = ("reflect", "constant", "replicate")
+# Whole numbers, from and to. No real model comes near an upper limit; a file that passes one is damaged or hostile,
+# and would take all memory, or for ever, before anything else could be said of it.
+CODEC_LIMITS = {
+    "sampling_rate": (1, 10_000_000),
+    "audio_channels": (1, 256),
+    "hidden_size": (1, 1 << 16),
+    "num_filters": (1, 1 << 13),
+    "kernel_size": (1, 1 << 12),
+    "last_kernel_size": (1, 1 << 12),
+    "residual_kernel_size": (1, 1 << 12),
+    "dilation_growth_rate": (1, 1 << 12),
+    "compress": (1, 1 << 13),
+    "num_lstm_layers": (1, 32),
+    "num_residual_layers": (0, 32),
+    "codebook_size": (2, 1 << 16),
+}
+LM_LIMITS = {
+    "num_codebooks": (1, 1024),
+    "num_hidden_layers": (1, 512),
+    "num_attention_heads": (1, 1024),
+    "intermediate_size": (1, 1 << 20),
+    "frame_rate": (1, 1_000_000),
+    "max_positions": (1, 1 << 24),
+}
+MAX_LEVELS = 10
+MAX_HOP = 1 << 16
+MAX_REACH = 1 << 16
+MAX_KBPS = 1e9
+MAX_CODEBOOKS = 1024
+MAX_CHUNK_SECONDS = 3600
+MAX_CHUNKS_AT_ONCE = 100
+MAX_CONTEXT_FRAMES = 1 << 20
 
 
-def _takes_any_numbers(cls):
-    """A strict configuration whose fields take numbers and arrays of NumPy and PyTorch too; they become Python's."""
-    set_checked = cls.__setattr__
-
-    def __setattr__(self, name, value):
-        set_checked(self, name, as_python(value))
-
-    cls.__setattr__ = __setattr__
-    return cls
-
-
-@_takes_any_numbers
+@checked_fields
 @strict
-class EncodecConfig(PreTrainedConfig):
+class EncodecConfig(CheckedConfig):
     r"""Configuration of `EncodecModel`, given by name. The defaults are the 24 kHz mono model of the paper (3.1).
 
     Attributes:
@@ -65,8 +87,8 @@ class EncodecConfig(PreTrainedConfig):
         use_conv_shortcut (bool): 1x1 convolution instead of the identity round a residual unit.
 
     Raises:
-        ValueError: for any value that cannot make a working model, with the value and what is allowed.
-        StrictDataclassFieldValidationError: of `huggingface_hub`, for a value of another type.
+        ValueError: for any value that cannot make a working model or is of another type, with the value and what is
+            allowed.
 
     Examples:
         >>> from modeling_encodec import EncodecConfig
@@ -113,6 +135,7 @@ class EncodecConfig(PreTrainedConfig):
         self._check_architecture()
         self._check_codebooks()
         self._check_chunks()
+        self.check_parameters(codec_parameters(self), (*CODEC_LIMITS, "upsampling_ratios", "target_bandwidths"))
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict:
@@ -228,21 +251,26 @@ class EncodecConfig(PreTrainedConfig):
 
     def _check_architecture(self):
         """Sizes that must be positive, names that must be known, ratios that must multiply to a real hop."""
-        for name in (
-            *("sampling_rate", "audio_channels", "hidden_size", "num_filters", "kernel_size", "last_kernel_size"),
-            *("residual_kernel_size", "dilation_growth_rate", "compress", "num_lstm_layers"),
-        ):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
-        _require(self.num_residual_layers >= 0, "num_residual_layers", self.num_residual_layers, "at least 0")
-        _require(self.norm_type in NORM_TYPES, "norm_type", self.norm_type, f"one of {', '.join(NORM_TYPES)}")
-        _require(self.pad_mode in PAD_MODES, "pad_mode", self.pad_mode, f"one of {', '.join(PAD_MODES)}")
+        self.check_limits(CODEC_LIMITS)
+        require(self.norm_type in NORM_TYPES, "norm_type", self.norm_type, f"one of {', '.join(NORM_TYPES)}")
+        require(self.pad_mode in PAD_MODES, "pad_mode", self.pad_mode, f"one of {', '.join(PAD_MODES)}")
         ratios = list(self.upsampling_ratios)
-        _require(ratios and min(ratios) >= 1, "upsampling_ratios", ratios, "one or more whole numbers of at least 1")
-        _require(
+        require(ratios and min(ratios) >= 1, "upsampling_ratios", ratios, "one or more whole numbers of at least 1")
+        require(len(ratios) <= MAX_LEVELS, "upsampling_ratios", ratios, f"at most {MAX_LEVELS} of them")
+        require(self.hop_length <= MAX_HOP, "upsampling_ratios", ratios, f"a product of at most {MAX_HOP}")
+        reach = (self.residual_kernel_size - 1) * self.dilation_growth_rate ** max(0, self.num_residual_layers - 1)
+        require(
+            reach <= MAX_REACH,
+            "dilation_growth_rate",
+            self.dilation_growth_rate,
+            f"less, with {self.num_residual_layers} residual layers of kernel size {self.residual_kernel_size}: they "
+            f"may reach {MAX_REACH} samples",
+        )
+        require(
             self.compress <= self.num_filters, "compress", self.compress, f"at most num_filters ({self.num_filters})"
         )
-        _require(0 <= self.trim_right_ratio <= 1, "trim_right_ratio", self.trim_right_ratio, "a number in [0, 1]")
-        _require(
+        require(0 <= self.trim_right_ratio <= 1, "trim_right_ratio", self.trim_right_ratio, "a number in [0, 1]")
+        require(
             self.use_causal_conv or self.trim_right_ratio == 1,
             "trim_right_ratio",
             self.trim_right_ratio,
@@ -251,47 +279,57 @@ class EncodecConfig(PreTrainedConfig):
 
     def _check_codebooks(self):
         """Codebooks of at least two entries, as wide as the latent, one of them paid for by the last bandwidth."""
-        _require(self.codebook_size >= 2, "codebook_size", self.codebook_size, "at least 2")
-        _require(
+        require(
             self.codebook_dim in (None, self.hidden_size),
             "codebook_dim",
             self.codebook_dim,
             f"hidden_size ({self.hidden_size}): there is no projection between latent and codebooks",
         )
         bandwidths = list(self.target_bandwidths)
-        _require(len(bandwidths) > 0, "target_bandwidths", bandwidths, "one or more bandwidths in kbps")
-        _require(
+        require(len(bandwidths) > 0, "target_bandwidths", bandwidths, "one or more bandwidths in kbps")
+        require(
             all(0 < bandwidth < math.inf for bandwidth in bandwidths),
             "target_bandwidths",
             bandwidths,
             "finite bandwidths above 0 kbps",
         )
+        require(max(bandwidths) <= MAX_KBPS, "target_bandwidths", bandwidths, f"at most {MAX_KBPS:g} kbps")
         one_codebook = self.frame_rate * self.codebook_nbits / 1000
-        _require(
+        require(
             self.num_quantizers >= 1,
             "target_bandwidths",
             bandwidths,
             f"at least {one_codebook:g} kbps as the last, the price of one codebook",
         )
+        require(
+            self.num_quantizers <= MAX_CODEBOOKS,
+            "target_bandwidths",
+            bandwidths,
+            f"as the last less than {(MAX_CODEBOOKS + 1) * one_codebook:g} kbps, which {MAX_CODEBOOKS} codebooks take",
+        )
 
     def _check_chunks(self):
         """Chunks of at least one hop, with an overlap whenever there are chunks."""
         if self.overlap is not None:
-            _require(0 <= self.overlap < 1, "overlap", self.overlap, "a number in [0, 1)")
+            require(0 <= self.overlap < 1, "overlap", self.overlap, "a number in [0, 1)")
         if self.chunk_length_s is None:
             return
-        _require(
-            math.isfinite(self.chunk_length_s) and self.chunk_length >= self.hop_length,
-            "chunk_length_s",
-            self.chunk_length_s,
-            f"at least one hop ({self.hop_length / self.sampling_rate:g} s)",
+        name, seconds = "chunk_length_s", self.chunk_length_s
+        require(not seconds > MAX_CHUNK_SECONDS, name, seconds, f"at most {MAX_CHUNK_SECONDS} s")
+        hop = self.hop_length / self.sampling_rate
+        require(seconds > 0 and self.chunk_length >= self.hop_length, name, seconds, f"at least one hop ({hop:g} s)")
+        require(self.overlap is not None, "overlap", self.overlap, "a number in [0, 1) when chunk_length_s is set")
+        require(
+            self.chunk_length <= MAX_CHUNKS_AT_ONCE * self.chunk_stride,
+            "overlap",
+            self.overlap,
+            f"less: each sample would be in more than {MAX_CHUNKS_AT_ONCE} chunks",
         )
-        _require(self.overlap is not None, "overlap", self.overlap, "a number in [0, 1) when chunk_length_s is set")
 
 
-@_takes_any_numbers
+@checked_fields
 @strict
-class EncodecLMConfig(PreTrainedConfig):
+class EncodecLMConfig(CheckedConfig):
     r"""Configuration of `EncodecLM`, the Transformer over codes that entropy coding takes its probabilities from
     (paper section 3.3), given by name. The defaults are the released 24 kHz language model.
 
@@ -312,8 +350,8 @@ class EncodecLMConfig(PreTrainedConfig):
         has_float_form (bool): the checkpoint holds the float weights, which training and `forward` need.
 
     Raises:
-        ValueError: for any value that cannot make a working model, with the value and what is allowed.
-        StrictDataclassFieldValidationError: of `huggingface_hub`, for a value of another type.
+        ValueError: for any value that cannot make a working model or is of another type, with the value and what is
+            allowed.
 
     Examples:
         >>> from modeling_encodec import EncodecConfig, EncodecLMConfig
@@ -341,28 +379,22 @@ class EncodecLMConfig(PreTrainedConfig):
     has_float_form: bool = True
 
     def __post_init__(self, **kwargs):
-        for name in (
-            *("num_codebooks", "num_hidden_layers", "num_attention_heads", "intermediate_size", "frame_rate"),
-            "max_positions",
-        ):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
-        _require(2 <= self.codebook_size <= 1 << 16, "codebook_size", self.codebook_size, "2 to 65536")
+        self.check_limits(LM_LIMITS)
+        require(2 <= self.codebook_size <= 1 << 16, "codebook_size", self.codebook_size, "2 to 65536")
         heads = self.num_attention_heads
-        _require(
+        require(
             self.hidden_size >= 4 and self.hidden_size % 2 == 0 and self.hidden_size % heads == 0,
             "hidden_size",
             self.hidden_size,
             f"an even multiple of num_attention_heads ({heads}), at least 4",
         )
-        _require(
-            math.isfinite(self.context_seconds) and self.context_frames >= 1,
-            "context_seconds",
-            self.context_seconds,
-            f"at least one frame ({1 / self.frame_rate:g} s)",
-        )
-        _require(
-            self.has_integer_form or self.has_float_form, "has_float_form", False, "true without has_integer_form"
-        )
+        require(self.hidden_size <= 1 << 16, "hidden_size", self.hidden_size, "at most 65536")
+        name, seconds, most = "context_seconds", self.context_seconds, MAX_CONTEXT_FRAMES / self.frame_rate
+        require(not seconds > most, name, seconds, f"at most {most:g} s")
+        one = 1 / self.frame_rate
+        require(seconds > 0 and self.context_frames >= 1, name, seconds, f"at least one frame ({one:g} s)")
+        require(self.has_integer_form or self.has_float_form, "has_float_form", False, "true without has_integer_form")
+        self.check_parameters(lm_parameters(self), ("hidden_size", "codebook_size", *LM_LIMITS))
         super().__post_init__(**kwargs)
 
     @property
@@ -380,11 +412,6 @@ class EncodecLMConfig(PreTrainedConfig):
             "zero_past_key": False,
         }
         return cls(**(own | overrides))
-
-
-def _require(condition, name: str, value, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} is {value!r}, allowed: {allowed}")
 
 
 __all__ = ["EncodecConfig", "EncodecLMConfig"]

@@ -34,6 +34,7 @@ from .batching_encodec import (
 )
 from .configuration_encodec import EncodecConfig
 from .inputs_encodec import are_finite, match_number, shown, whole_number
+from .loading_encodec import WholeCheckpoints
 from .outputs_encodec import EncodecDecoderOutput, EncodecEncoderOutput, EncodecOutput
 from .pickling_encodec import PickledByWeights
 from .precision_encodec import exact_float32, has_bfloat16
@@ -46,7 +47,7 @@ from .weight_cache_encodec import unchanged_weights
 ACCELERATOR_BATCH_FRAMES = 65536
 
 
-class EncodecPreTrainedModel(PickledByWeights, PreTrainedAudioTokenizerBase):
+class EncodecPreTrainedModel(WholeCheckpoints, PickledByWeights, PreTrainedAudioTokenizerBase):
     """Loading, saving and initial weights."""
 
     config: EncodecConfig

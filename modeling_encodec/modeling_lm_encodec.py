@@ -23,6 +23,7 @@ from .batching_encodec import as_codes, compute_device, refuse_tracing
 from .calibration_lm_encodec import integer_tables
 from .configuration_encodec import EncodecLMConfig
 from .integer_lm_encodec import IntegerLM, IntegerLMCache
+from .loading_encodec import WholeCheckpoints
 from .precision_encodec import exact_unless_training
 
 
@@ -113,7 +114,7 @@ class EncodecLMLayer(GradientCheckpointingLayer):
         return qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
 
-class EncodecLMPreTrainedModel(PreTrainedModel):
+class EncodecLMPreTrainedModel(WholeCheckpoints, PreTrainedModel):
     """Loading, saving and initial weights."""
 
     config: EncodecLMConfig

@@ -28,6 +28,9 @@ from .code_layouts import (
 from .inputs_encodec import as_python, match_number, real_number, shown, whole_number
 
 
+MAX_ID = (1 << 31) - 1
+
+
 @dataclass(frozen=True)
 class CodeVocabulary:
     """How codes become the ids of a language model, and which ids there are: first those of the codes, above them the
@@ -76,6 +79,7 @@ class CodeVocabulary:
     def __post_init__(self):
         for name in ("codebook_size", "num_quantizers"):
             object.__setattr__(self, name, check_count(name, getattr(self, name)))
+            whole_number(name, getattr(self, name), 1, MAX_ID)
         object.__setattr__(self, "frame_rate", real_number("frame_rate", self.frame_rate, "above 0"))
         object.__setattr__(self, "own_ids", as_python(self.own_ids))
         if not (self.frame_rate > 0 and math.isfinite(self.frame_rate)):
@@ -94,6 +98,7 @@ class CodeVocabulary:
             given = getattr(self, name)
             if given is not None:
                 given = whole_number(name, given, first, allowed=f"{first} or more, above the ids of the codes")
+                whole_number(name, given, first, MAX_ID)
             object.__setattr__(self, name, default if given is None else given)
 
     @classmethod

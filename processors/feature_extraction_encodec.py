@@ -12,11 +12,15 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.utils import PaddingStrategy, logging
 
-from .inputs_encodec import array_is_finite, as_python, audio_array, check_rate, real_number, whole_number
+from .inputs_encodec import array_is_finite, audio_array, check_rate, real_number, whole_number
+from .json_files_encodec import read_with_care
 from .upstream_encodec import extractor_base
 
 
 logger = logging.get_logger(__name__)
+# As of the model's configuration.
+MAX_CHANNELS, MAX_RATE, MAX_CHUNK_SECONDS = 256, 10_000_000, 3600
+SETTINGS_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 class EncodecFeatureExtractor(extractor_base()):
@@ -33,7 +37,7 @@ class EncodecFeatureExtractor(extractor_base()):
         overlap (float, optional): of the chunks, a fraction; kept for the same reason.
 
     Raises:
-        ValueError: for a channel count, sampling rate or padding side that cannot be.
+        ValueError: for a channel count, sampling rate, padding side or chunks that cannot be.
 
     Examples:
         >>> import numpy as np
@@ -58,9 +62,12 @@ class EncodecFeatureExtractor(extractor_base()):
         overlap: float | None = None,
         **kwargs,
     ):
+        for name in kwargs:
+            if callable(getattr(type(self), name, None)):
+                raise ValueError(f"{name} is no setting of a {type(self).__name__}, allowed: its arguments")
         super().__init__(
-            feature_size=whole_number("feature_size", feature_size, 1),
-            sampling_rate=check_rate("sampling_rate", sampling_rate),
+            feature_size=whole_number("feature_size", feature_size, 1, MAX_CHANNELS),
+            sampling_rate=whole_number("sampling_rate", sampling_rate, 1, MAX_RATE, floats=True, unit=" Hz"),
             padding_value=float(real_number("padding_value", padding_value)),
             **kwargs,
         )
@@ -68,8 +75,26 @@ class EncodecFeatureExtractor(extractor_base()):
         self.feature_size, self.sampling_rate = int(feature_size), int(sampling_rate)
         if self.padding_side not in ("right", "left"):
             raise ValueError(f"padding_side is {self.padding_side!r}, allowed: right, left")
-        self.chunk_length_s = as_python(chunk_length_s)
-        self.overlap = as_python(overlap)
+        self.chunk_length_s, self.overlap = chunk_length_s, overlap
+        if chunk_length_s is not None:
+            self.chunk_length_s = real_number("chunk_length_s", chunk_length_s)
+            if not 0 < self.chunk_length_s <= MAX_CHUNK_SECONDS:
+                raise ValueError(f"chunk_length_s is {chunk_length_s}, allowed: above 0, to {MAX_CHUNK_SECONDS} s")
+        if overlap is not None:
+            self.overlap = real_number("overlap", overlap)
+            if not 0 <= self.overlap < 1:
+                raise ValueError(f"overlap is {overlap}, allowed: a number in [0, 1)")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """The one saved at `pretrained_model_name_or_path`, a folder or Hub id; `kwargs` as of Transformers' method.
+
+        Raises:
+            OSError: if there is none.
+            ValueError: for a damaged file, or values that cannot be.
+        """
+        with read_with_care(pretrained_model_name_or_path, SETTINGS_FILES, kwargs.get("subfolder")):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def for_model(cls, config) -> "EncodecFeatureExtractor":

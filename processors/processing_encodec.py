@@ -12,7 +12,6 @@ A model with chunks has their codes one after the other, and their loudness (48 
 """
 
 import importlib
-import json
 import os
 from dataclasses import asdict
 
@@ -24,8 +23,9 @@ from transformers.utils import CONFIG_NAME
 
 from .code_layouts import pad_ids
 from .code_vocabulary import CodeVocabulary
-from .feature_extraction_encodec import EncodecFeatureExtractor
+from .feature_extraction_encodec import SETTINGS_FILES, EncodecFeatureExtractor
 from .inputs_encodec import as_python, plain_array, real_number, whole_number
+from .json_files_encodec import read_json, read_with_care
 from .upstream_encodec import find_file
 
 
@@ -360,10 +360,26 @@ class EncodecProcessor(ProcessorMixin):
                 f"{pretrained_model_name_or_path}: no EncodecProcessor, allowed: what its save_pretrained wrote; "
                 "for a codec alone, EncodecProcessor.for_model(model, bandwidth)"
             )
+        if not isinstance(settings["vocabulary"], dict) or not isinstance(settings.get("feature_extractor"), dict):
+            raise ValueError(f"{pretrained_model_name_or_path}: vocabulary or feature_extractor is no JSON object")
         codec = settings.pop("codec", None)
+        if codec is not None and not (isinstance(codec, str) and _is_hub_id(codec)):
+            raise ValueError(f"{pretrained_model_name_or_path}: codec is {codec!r:.100}, allowed: a repository's id")
         if "audio_tokenizer" not in kwargs:
             rest["audio_tokenizer"] = _load_codec(pretrained_model_name_or_path, codec, kwargs)
         return settings, rest
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """The processor saved at `pretrained_model_name_or_path`, a folder or Hub id; `kwargs` as of Transformers'
+        method, and `audio_tokenizer`.
+
+        Raises:
+            OSError: if there is none.
+            ValueError: for a damaged file, values that cannot be, or a codec that is not whole.
+        """
+        with read_with_care(pretrained_model_name_or_path, SETTINGS_FILES, kwargs.get("subfolder")):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs) -> list:
@@ -377,8 +393,7 @@ def _load_codec(folder, named: str | None, options: dict):
     config = find_file(folder, CONFIG_NAME, **hub)
     is_beside = False
     if config is not None:
-        with open(config, encoding="utf-8") as file:
-            is_beside = json.load(file).get("model_type") == "encodec"
+        is_beside = read_json(config).get("model_type") == "encodec"
     if not is_beside and named is None:
         return None
     placing = {name: options[name] for name in CODEC_OPTIONS if name in options}

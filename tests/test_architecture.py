@@ -10,8 +10,13 @@ import modeling_encodec
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {
-    "inputs_encodec": -1,
-    "processors.inputs_encodec": -1,
+    "inputs_encodec": -2,
+    "processors.inputs_encodec": -2,
+    "json_files_encodec": -2,
+    "processors.json_files_encodec": -2,
+    "parameter_counts_encodec": -2,
+    "checked_config_encodec": -1,
+    "loading_encodec": -1,
     "processors.upstream_encodec": -1,
     "atomic": 0,
     "plots": 1,

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import noise
-from huggingface_hub.errors import StrictDataclassFieldValidationError
 from input_calls import (
     AUDIO,
     CODES,
@@ -82,17 +81,16 @@ def test_real_numbers_of_all_kinds_are_alike(things, call, number):
 )
 def test_what_is_no_whole_number_is_refused_in_one_line(things, call):
     for value in NO_NUMBERS:
-        with pytest.raises((ValueError, StrictDataclassFieldValidationError)) as caught:
+        with pytest.raises(ValueError) as caught:
             call(things, value)
         text = str(caught.value)
-        if isinstance(caught.value, ValueError):
-            assert len(text.splitlines()) == 1 and "allowed" in text, text
+        assert len(text.splitlines()) == 1 and "allowed" in text, text
 
 
 @pytest.mark.parametrize("call", named([row[:3] for row in REAL if row[0] != "plot_training"]))
 def test_what_is_no_number_is_refused(things, call):
     for value in (True, float("nan"), "1.8", b"1", 1j, [1.8], np.array([1.8, 3.6])):
-        with pytest.raises((ValueError, TypeError, StrictDataclassFieldValidationError)) as caught:
+        with pytest.raises((ValueError, TypeError)) as caught:
             call(things, value)
         assert str(caught.value)
 
@@ -208,7 +206,7 @@ def test_configurations_save_python_numbers(tmp_path):
     assert (loaded.num_filters, loaded.num_lstm_layers, list(loaded.target_bandwidths)) == (4, 1, [1.5, 3.0])
     assert type(config.num_lstm_layers) is int and config.upsampling_ratios == [8, 5, 4, 2]
     for wrong in ({"num_filters": np.float32(4)}, {"num_filters": np.array(["4"])}, {"normalize": np.int64(1)}):
-        with pytest.raises(StrictDataclassFieldValidationError):
+        with pytest.raises(ValueError, match="allowed"):
             EncodecConfig(**wrong)
 
 

@@ -425,7 +425,7 @@ def test_pushed_it_loads_on_a_machine_without_this_package(small_models, tmp_pat
         named.push_to_hub("me/lm")
         files = hub.repositories["me/lm"].files()
         names = {"code_layouts", "code_vocabulary", "feature_extraction_encodec", "processing_encodec"}
-        names |= {"inputs_encodec", "upstream_encodec"}
+        names |= {"inputs_encodec", "json_files_encodec", "upstream_encodec"}
         assert {name for name in files if name.endswith(".py")} == {f"{name}.py" for name in names}
         assert json.loads(files["processor_config.json"])["codec"] == "me/codec"
         assert equal(EncodecProcessor.from_pretrained("me/codec"), make(model))

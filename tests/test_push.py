@@ -29,8 +29,9 @@ CARD = "---\nlicense: mit\ntags:\n- audio\n---\n\n# Mine\n"
 CODE = {
     f"{name}_encodec.py"
     for name in (
-        *("batching", "configuration", "inputs", "kernels", "layers", "modeling", "onednn", "outputs", "pickling"),
-        *("precision", "quantization", "seanet", "upstream", "weight_cache"),
+        *("batching", "checked_config", "configuration", "inputs", "json_files", "kernels", "layers", "loading"),
+        *("modeling", "onednn", "outputs", "parameter_counts", "pickling", "precision", "quantization", "seanet"),
+        *("upstream", "weight_cache"),
     )
 }
 
@@ -397,7 +398,7 @@ BAD_FOLDERS = {
     "no such folder": lambda folder: shutil.rmtree(folder),
     "no config.json in it": lambda folder: (folder / "config.json").unlink(),
     "no model.safetensors in it": lambda folder: (folder / "model.safetensors").unlink(),
-    "not the configuration of a model": lambda folder: (folder / "config.json").write_text("{"),
+    "config.json: no JSON (Expecting property": lambda folder: (folder / "config.json").write_text("{"),
     "model_type is 'bert', allowed: encodec, encodec_lm": lambda folder: replace(
         folder, "config.json", model_type="bert"
     ),

@@ -25,7 +25,12 @@ from modeling_encodec.bitstream.container import (
     write_header,
 )
 from modeling_encodec.bitstream.ecdc import EcdcError
-from modeling_encodec.bitstream.fingerprints import codebook_fingerprint, lm_fingerprint, model_fingerprint
+from modeling_encodec.bitstream.fingerprints import (
+    check_fingerprint,
+    codebook_fingerprint,
+    lm_fingerprint,
+    model_fingerprint,
+)
 from modeling_encodec.bitstream.segment_coders import LMCoder, RawCoder
 from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.inputs_encodec import plain_array, real_number, whole_number
@@ -351,12 +356,7 @@ def check_models(header: Header, model: EncodecModel, lm: EncodecLM | None, *, o
     Raises:
         EcdcError: which names both.
     """
-    ours, theirs = model_fingerprint(model), header.model_fingerprint
-    if ours != theirs and not (other_decoder and ours[:8] == theirs[:8]):
-        message = f"the file was made with {header.model_name!r} (fingerprint {theirs}), this model's is {ours}"
-        if ours[:8] == theirs[:8]:
-            message += f": the same codebooks, another decoder (in {model.dtype}); other_decoder allows that"
-        raise EcdcError(message)
+    check_fingerprint(header.model_name, header.model_fingerprint, model, other_decoder)
     config = model.config
     there = (header.sampling_rate, header.channels, header.codebook_size, header.hop_length, header.has_scales)
     here = (config.sampling_rate, config.audio_channels, config.codebook_size, config.hop_length, config.normalize)

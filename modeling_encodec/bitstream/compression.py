@@ -374,7 +374,7 @@ def read_joined(
     if model is None:
         model = EncodecModel.from_pretrained(checkpoint_for(header.model_name)).eval()
     if isinstance(header, EcdcHeader):
-        pieces = read_original(file, header, model, lm)
+        pieces = read_original(file, header, model, lm, other_decoder=other_decoder)
         return model, JoinedCodes(pieces, [False] * len(pieces), [], header.audio_length)
     if lm is None and header.lm_name is not None:
         lm = EncodecLM.from_pretrained(lm_checkpoint_for(header.lm_name)).eval()

@@ -1,4 +1,4 @@
-"""The original's `.ecdc` file, version 0: header and segments of packed codes, byte for byte.
+"""The original's `.ecdc` file, version 0: header and segments of packed codes, byte for byte but for one key.
 
     bytes      content
     4          "ECDC"
@@ -10,9 +10,9 @@
     ...        codes, frame by frame and in each frame codebook by codebook, ceil(log2(codebook size)) bits each,
                least significant bit first; zero bits up to a whole byte
 
-Chunks carry no lengths: frames follow from "al". The format names a model but cannot tell its weights; files of models
-other than the two released ones therefore carry one more key, "fp", a fingerprint of the codebooks. With "lm" the
-codes are written as in `original_lm` instead.
+Chunks carry no lengths: frames follow from "al". The format names a model but cannot tell its weights; files written
+here therefore carry one more key, "fp", the model's fingerprint as in version 1, which the original passes over. With
+"lm" the codes are written as in `original_lm` instead.
 """
 
 import json

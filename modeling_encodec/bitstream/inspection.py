@@ -74,7 +74,7 @@ def _describe_segments(file: BinaryIO, header: Header, size: int) -> dict[str, s
 def _describe_original(header: EcdcHeader, size: int, model: str | None) -> dict[str, str]:
     lines = {
         "format": "ecdc, version 0",
-        "model": header.model_name[:100],
+        "model": header.model_name[:100] + (f" ({header.fingerprint[:100]})" if header.fingerprint else ""),
         "codebooks": str(header.num_codebooks),
         "language model": "yes, in floats" if header.uses_lm else "none",
         "bytes": str(size),

@@ -20,9 +20,8 @@ from modeling_encodec.bitstream.ecdc import (
     write_scale,
     write_segment,
 )
-from modeling_encodec.bitstream.fingerprints import codebook_fingerprint
+from modeling_encodec.bitstream.fingerprints import check_fingerprint, model_fingerprint
 from modeling_encodec.bitstream.original_lm import decode_segment, encode_segment
-from modeling_encodec.checkpoints import RELEASED
 from modeling_encodec.modeling_encodec import EncodecEncoderOutput, EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
 
@@ -46,9 +45,8 @@ def write_original(
     if lm is not None:
         logger.warning(WARNING)
     codes, length = coded.audio_codes[:, 0].cpu(), int(coded.audio_lengths[0])
-    # The names that the original knows stand for one checkpoint each; others are told apart by their codebooks.
-    fingerprint = None if name in RELEASED else codebook_fingerprint(model)
-    write_header(file, EcdcHeader(name, length, codes.shape[1], lm is not None, fingerprint))
+    # Under any name: a folder may be called as a released model, and hold other weights.
+    write_header(file, EcdcHeader(name, length, codes.shape[1], lm is not None, model_fingerprint(model)))
     for chunk, scale, (start, stop) in zip(codes, coded.audio_scales, model.config.chunk_spans(length)):
         chunk = chunk[:, : model.config.num_frames(stop - start)].numpy()
         if scale is not None:
@@ -60,22 +58,28 @@ def write_original(
 
 
 def read_original(
-    file: BinaryIO, header: EcdcHeader, model: EncodecModel, lm: EncodecLM | None = None
+    file: BinaryIO,
+    header: EcdcHeader,
+    model: EncodecModel,
+    lm: EncodecLM | None = None,
+    *,
+    other_decoder: bool = False,
 ) -> list[tuple[np.ndarray, float | None]]:
     """Codes (K, F) and scale, if the model normalises, of all chunks after the header.
 
     Raises:
-        EcdcError: if the file is damaged, was made with other codebooks, or needs a language model.
+        EcdcError: if the file is damaged, was made with another model (but for the decoder, with `other_decoder`), or
+            needs a language model.
     """
     config = model.config
     if header.uses_lm and lm is None:
         raise EcdcError("the file is coded with a language model, and none is given")
     if header.num_codebooks > config.num_quantizers:
         raise EcdcError(f"the file has {header.num_codebooks} codebooks, allowed: 1 to {config.num_quantizers}")
-    if header.fingerprint not in (None, codebook_fingerprint(model)):
-        raise EcdcError(
-            f"the file was made with other codebooks than this model's (model {header.model_name[:100]!r})"
-        )
+    if header.fingerprint is None:
+        logger.warning("the file has no fingerprint, as the encodec package writes them: its model is not checked")
+    else:
+        check_fingerprint(header.model_name[:100], header.fingerprint[:100], model, other_decoder)
     if header.uses_lm:
         logger.warning(WARNING)
     chunks = []

@@ -32,9 +32,10 @@ def load(name: str, device: str, kind: str = "EncodecModel"):
     import modeling_encodec
 
     transformers.logging.disable_progress_bar()
+    model = getattr(modeling_encodec, kind).from_pretrained(name).eval()
     try:
-        return getattr(modeling_encodec, kind).from_pretrained(name).eval().to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:  # an unknown or absent device
+        return model.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:  # an unknown or absent device, or one without room
         raise ValueError(f"device is {device!r}: {one_line(error)}") from None
 
 

@@ -213,11 +213,9 @@ def load_model(kind: type[PreTrainedModel], source: str | Path) -> PreTrainedMod
     """The model of this `kind` at `source`, a folder or a Hub id, float32 on the CPU.
 
     Raises:
-        FileNotFoundError: if there is no such folder; the Hub's message would be of repository ids.
         OSError: if there is no such model.
+        ValueError: if it is damaged or not whole.
     """
-    if Path(source).is_absolute() and not Path(source).is_dir():
-        raise FileNotFoundError(f"{source}: no such model folder")
     with torch.device("cpu"):
         return kind.from_pretrained(source, dtype=torch.float32)
 

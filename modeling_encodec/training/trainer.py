@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.json_files_encodec import one_line_errors
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.quantization_encodec import codebook_usage
 from modeling_encodec.training.checkpoint import load_discriminators, save_checkpoint, save_model
@@ -80,7 +81,9 @@ class CodecTrainer(TrainingRun):
             raise ValueError(f"restart_codebooks_from is {first}, allowed: less than the model's {count} codebooks")
         self.codec = CodecUpdate(self.model, config, self.accelerator)
         if config.model and state is None:
-            self._take_discriminators(Path(config.model) / "discriminators.safetensors")
+            path = Path(config.model) / "discriminators.safetensors"
+            with one_line_errors(str(path)):
+                self._take_discriminators(path)
         networks = [adversary.network for adversary in self.codec.adversaries.values()]
         self.equal_on_all_processes([self.model, *networks])
         self.averages = Averages(self.model, config.weight_average)
