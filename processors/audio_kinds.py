@@ -68,6 +68,11 @@ class OtherFiles:
         return said
 
 
+def is_audio(name: str) -> bool:
+    """Whether a file is audio by its name."""
+    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
+
+
 def list_audio(
     folder: str | os.PathLike, other: OtherFiles | None = None, *, suffixes: tuple[str, ...] = ()
 ) -> list[Path]:

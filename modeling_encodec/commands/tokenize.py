@@ -57,6 +57,9 @@ def tokenize(
     keep_broken: Annotated[
         bool, typer.Option("--keep-broken", help="Take what can be read of a source's file that breaks off.")
     ] = False,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Open whatever URL a row of a table names as its audio.")
+    ] = False,
     engine: Annotated[
         str, typer.Option("--engine", help="local: this process, or those of torchrun; ray: a Ray cluster.")
     ] = "local",
@@ -84,6 +87,7 @@ def tokenize(
     count = codec.count(bandwidth, num_quantizers)
     corpus = open_source(
         source, keep=keep or (), column=column, split=split, subset=subset, revision=revision, streaming=streaming,
+        allow_urls=allow_urls,
         shard_rows=shard_rows, shard_bytes=None if shard_megabytes is None else int(shard_megabytes * (1 << 20)),
     )  # fmt: skip
     for line in corpus.other.lines():
