@@ -79,8 +79,8 @@ class AudioReader:
             source: a path, or a binary file that can be sought in.
             sampling_rate: of the blocks, in Hz; the file's own by default.
             channels: of the blocks, 1 or 2; the file's own by default.
-            block_length: samples of a channel that are read at a time, at the file's rate; fewer of more than 8 channels
-                and of rates far below `sampling_rate`.
+            block_length: samples of a channel that are read at a time, at the file's rate; fewer of more than 8
+                channels, or of a rate far below `sampling_rate`.
             offset: seconds into the file at which the audio begins, as a file of its own that is cut there at the
                 nearest sample.
             duration: seconds of it; to the file's end by default.

@@ -27,7 +27,7 @@ from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.precision_encodec import SharedSetting, exact_float32, thread_count
 from modeling_encodec.processors.audio import AudioReader, join_blocks, match_channels, resample
 from modeling_encodec.processors.audio_files import segment_span
-from modeling_encodec.training.clips import LEAST_RATE, UnusableClip, check_corpus_rate, resolve
+from modeling_encodec.training.clips import UnusableClip, check_corpus_rate, resolve
 
 
 MOST_DECODED_FRAMES = 1 << 16  # of all clips that are decoded together, padding counted
@@ -170,8 +170,11 @@ def open_clip(location, config: EncodecConfig) -> tuple[float, Iterator[np.ndarr
         raise ValueError(error.reason) from None
     except (ValueError, OSError) as error:
         raise ValueError(_reason(error, location)) from None
-    with reader if reader.rate < LEAST_RATE else nullcontext():
+    try:
         check_corpus_rate(reader.rate)
+    except ValueError:
+        reader.file.close()
+        raise
     return math.inf if reader.seconds is None else reader.seconds, _blocks(reader, location)
 
 

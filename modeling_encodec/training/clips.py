@@ -37,8 +37,9 @@ CACHE_HEADER = {"format": "modeling-encodec index", "version": 2}
 BLOCK = 1 << 16  # samples decoded at a time while indexing
 # The memory of soxr "HQ" on each side, in samples of the lower rate: at 100 crops are exact within 3e-7, at 50 not.
 RESAMPLER_MARGIN = 128
-# Of a corpus: at a lower rate a small file would be days of audio, and computed for days.
-LEAST_RATE = 1000
+# Of a corpus, in Hz: at a lower rate a small file would be days of audio, and computed for days; no recording has a
+# higher one.
+LEAST_RATE, MOST_RATE = 1000, 10_000_000
 SAVE_SECONDS = 120  # a long index is saved so often, so that little is lost when it is stopped
 
 
@@ -79,8 +80,8 @@ class Clip:
 
 def check_corpus_rate(rate: int) -> None:
     """Refuse with a ValueError a sampling rate in Hz that no recording has."""
-    if rate < LEAST_RATE:
-        raise ValueError(f"sampling rate is {rate} Hz, allowed in a corpus: {LEAST_RATE} or more")
+    if not LEAST_RATE <= rate <= MOST_RATE:
+        raise ValueError(f"sampling rate is {rate} Hz, allowed in a corpus: {LEAST_RATE} to {MOST_RATE}")
 
 
 def failure(error: Exception) -> str:
