@@ -52,7 +52,7 @@ LAYERS = {
     "processors.code_layouts": 0,
     "processors.code_vocabulary": 1,
     "processors.processing_encodec": 4,
-    "processors.corpus.checksums": 6,
+    "processors.corpus.checksums": 1,
     "processors.corpus.token_stream": 7,
     "processors.corpus.rows": 6,
     "processors.corpus.files": 7,

@@ -1,5 +1,6 @@
 """Checksums of tokenized corpora: every flipped bit is seen, and the same command mends what was damaged."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -19,6 +20,7 @@ from modeling_encodec.processors.corpus.checksums import find_faults, find_summa
 from modeling_encodec.processors.corpus.sources import open_source
 from modeling_encodec.processors.corpus.tokenization import Tokenization, tokenize_corpus
 from modeling_encodec.processors.dataset_tokenization import load_tokens
+from modeling_encodec.training.code_sequences import open_codes
 
 
 CLIPS = {f"{number:02d}.wav": 2000 + 320 * number for number in range(12)}
@@ -129,6 +131,20 @@ def test_other_readers_may_check_pages(out):
         pq.ParquetFile(path, page_checksum_verification=True).read()
 
 
+def test_readers_that_check_nothing_notice_most_flipped_bits(out):
+    """Those of the codes, by gzip's own checksum."""
+    path = shards_of(out)[1]
+    good, want = path.read_bytes(), pq.read_table(path)
+    end = read_notes(path)["row_groups"][-1]["end"]
+    rng, silent = random.Random(0), 0
+    for _ in range(300):
+        flip(path, rng.randrange(32, 8 * end))
+        with contextlib.suppress(OSError, ValueError):
+            silent += not pq.read_table(path).equals(want)
+        path.write_bytes(good)
+    assert silent < 15  # in the headers of pages
+
+
 # ---- every bit -----------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +198,13 @@ def test_a_stream_gives_what_comes_before_a_damaged_row_group(out, whole):
         for row in load_tokens(out, streaming=True):
             rows.append(row)
     assert rows == want[:5] and len(want) == 12
+
+
+def test_training_on_tokens_checks_them(out):
+    assert len(open_codes(out, "codes")) == len(CLIPS)
+    flip(shards_of(out)[1], 3000)
+    with pytest.raises(ValueError, match="train-00001-of-00005.parquet: damaged: row group 0"):
+        open_codes(out, "codes")
 
 
 # ---- other damage, and the same command ----------------------------------------------------------------------------

@@ -6,12 +6,22 @@ import re
 import socket
 import subprocess
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from hostile_corpora import CASES, clip
+from hostile_corpora import CASES, FILES, NO_FILES, NO_ROWS, ROWS, URLS, clip
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from modeling_encodec.evaluation.clips import list_clips
+from modeling_encodec.processors.audio_tokens import PortableCodec
+from modeling_encodec.processors.corpus.loading import Clips, LoadingOptions, Unusable, load_shards
 from modeling_encodec.processors.corpus.sources import open_source
+from modeling_encodec.processors.corpus.tokenization import Tokenization, tokenize_corpus
 from modeling_encodec.processors.dataset_tokenization import load_tokens
 from modeling_encodec.training.clips import UnusableClip
+from modeling_encodec.training.corpora import open_corpus
+from modeling_encodec.training.options import CorpusConfig
 
 
 pytestmark = pytest.mark.timeout(60)
@@ -96,3 +106,110 @@ def test_folders_that_cannot_be_listed(tmp_path, monkeypatch):
     assert [row.name for row in rows] == ["a/x.wav", "b/", "c/x.wav"]
     with pytest.raises(UnusableClip, match="folder could not be listed: Permission denied"):
         rows[1].location()
+
+
+# ---- mixtures ------------------------------------------------------------------------------------------------------
+
+
+def mixed_manifest(folder, kinds) -> tuple:
+    lines = {**{kind: line for kind, (line, _) in NO_ROWS.items()}}
+    lines |= {kind: json.dumps({"path": path}).encode() for kind, (path, _) in NO_FILES.items()}
+    with open(folder / "m.jsonl", "wb") as file:
+        for number, kind in enumerate(kinds):
+            (folder / f"{number}.wav").write_bytes(clip(number % 5))
+            file.write(lines.get(kind, json.dumps({"path": f"{number}.wav"}).encode()) + b"\n")
+    return folder / "m.jsonl", [f"{number}.wav" for number, kind in enumerate(kinds) if kind == "good"]
+
+
+def mixed_folder(folder, kinds) -> tuple:
+    (folder / "clips").mkdir()
+    for number, kind in enumerate(kinds):
+        below = folder / "clips" / str(number)
+        below.mkdir()
+        if kind == "good":
+            (below / "good.wav").write_bytes(clip(number % 5))
+        else:
+            name, _, make = FILES[kind]
+            make(below / name)
+    return folder / "clips", [f"{number}/good.wav" for number, kind in enumerate(kinds) if kind == "good"]
+
+
+def mixed_table(folder, kinds) -> tuple:
+    bad = {kind: audio for kind, (audio, _) in ROWS.items()} | {url: {"bytes": None, "path": url} for url in URLS}
+    rows = [bad[kind] if kind in bad else {"bytes": clip(n % 5), "path": "x"} for n, kind in enumerate(kinds)]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"audio": pa.array(rows, kind)}), folder / "t.parquet")
+    return folder / "t.parquet", [f"t.parquet row {n:06d}" for n, kind in enumerate(kinds) if kind == "good"]
+
+
+MIXTURES = {
+    "manifest": (mixed_manifest, [*NO_ROWS, *NO_FILES]),
+    "folder": (mixed_folder, list(FILES)),
+    "table": (mixed_table, [*ROWS, *URLS]),
+}
+
+
+@pytest.mark.parametrize("form", MIXTURES)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(data=st.data())
+def test_mixtures(small_models, tmp_path_factory, form, data):
+    """Whatever is mixed: each row is in the tokens or in skipped.jsonl, once."""
+    build, bad = MIXTURES[form]
+    kinds = ["good", *data.draw(st.lists(st.one_of(st.just("good"), st.sampled_from(bad)), max_size=12))]
+    kinds = data.draw(st.permutations(kinds))
+    place = tmp_path_factory.mktemp("mixture")
+    source, good = build(place, kinds)
+    opened = open_source(source, shard_rows=data.draw(st.integers(1, 5)))
+    run = Tokenization(opened, place / "out", PortableCodec(small_models["24khz"]), 2)
+    totals = tokenize_corpus(run, workers=0, progress=False).manifest["totals"]
+    names = load_tokens(place / "out", streaming=True, columns=["name"])
+    assert sorted(row["name"] for row in names) == sorted(good)
+    skipped = [json.loads(line) for line in (place / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert totals["skipped"] == len(skipped) == len({entry["name"] for entry in skipped})
+    assert len(skipped) == len(kinds) - len(good)
+
+
+# ---- other readers -------------------------------------------------------------------------------------------------
+
+
+def test_a_row_whose_reader_fails_in_any_way_is_skipped_alone(small_models, tmp_path, monkeypatch):
+    from modeling_encodec.processors.corpus import loading
+
+    for name in "abc":
+        (tmp_path / f"{name}.wav").write_bytes(clip())
+    open_clip = loading.open_clip
+
+    def fail(location, config):
+        if location.endswith("b.wav"):
+            raise RuntimeError("two\nlines")
+        return open_clip(location, config)
+
+    monkeypatch.setattr(loading, "open_clip", fail)
+    options = LoadingOptions(small_models["24khz"].config, 10, 240000)
+    items = list(load_shards(open_source(tmp_path).shards, options, 0))
+    assert [item.reason for item in items if isinstance(item, Unusable)] == ["RuntimeError: two lines"]
+    assert [len(item.places) for item in items if isinstance(item, Clips)] == [2]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("folder: ", "jsonl: "))])
+def test_training_and_evaluation_read_what_is_good(tmp_path, name):
+    """Bad files are skipped, and a manifest with a row that is none is refused by its name."""
+    hostile = CASES[name](tmp_path)
+    of_folder = name.startswith("folder: ")
+    config = CorpusConfig("c", str(hostile.source), "folder" if of_folder else "manifest")
+    if name.removeprefix("jsonl: ") in NO_ROWS:
+        for read in (lambda: open_corpus(config, 1), lambda: list_clips(hostile.source)):
+            with pytest.raises(ValueError, match="row 2: ") as error:
+                read()
+            assert "\n" not in str(error.value)
+        return
+    corpus = open_corpus(config, 1)
+    root = hostile.source if of_folder else hostile.source.parent
+    assert [os.path.relpath(found.name, root) for found in corpus.clips] == hostile.good
+    if of_folder and name not in ("folder: a name that is no UTF-8", "folder: a name with a newline"):
+        clips = {found.name: found for found in list_clips(hostile.source)}
+        for good in hostile.good:
+            assert clips[good].read(24000, 1).shape[1] > 0
+        for bad in set(clips) - set(hostile.good):
+            with pytest.raises(ValueError, match=re.escape(bad)):
+                clips[bad].read(24000, 1)

@@ -138,9 +138,10 @@ class ShardFile:
         if self._writer is None:
             self._temporary = self._stack.enter_context(atomic_path(self.path))
             self._sink = pyarrow.OSFile(str(self._temporary), "wb")
-            # Codes are spread evenly over a dictionary's 10 bits; zstd takes what little is left. Pages have checksums
-            # (CRC-32) for readers that know no others.
-            self._writer = parquet.ParquetWriter(self._sink, self.schema, compression="zstd", write_page_checksum=True)
+            # Codes are spread evenly over a dictionary's 10 bits, so that nothing makes them smaller by more than a
+            # hundredth: gzip as much as others, and its own CRC-32 tells every reader of flipped bits. Pages have
+            # another beside, for readers that can be asked to look at it.
+            self._writer = parquet.ParquetWriter(self._sink, self.schema, compression="gzip", write_page_checksum=True)
         return self._writer
 
     def _table(self, rows: list[tuple[Place, Tokens]]) -> pyarrow.Table:
