@@ -45,6 +45,8 @@ class OtherFiles:
         suffix = os.path.splitext(name)[1].lower()
         if suffix in SNDFILE_SUFFIXES:
             return True
+        if not suffix.isprintable():  # it is to be shown and stored
+            suffix = suffix.encode("unicode_escape").decode("ascii")
         decoded = suffix in OTHER_SUFFIXES and ffmpeg_path() is not None
         if decoded:
             self.decoded[suffix] += 1

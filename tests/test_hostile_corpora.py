@@ -5,18 +5,23 @@ import os
 import re
 import socket
 import subprocess
+import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hostile_corpora import CASES, FILES, NO_FILES, NO_ROWS, ROWS, URLS, clip
+from hostile_corpora import CASES, FILES, NO_FILES, NO_ROWS, PLAYLIST, ROWS, URLS, clip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modeling_encodec.evaluation.clips import list_clips
+from modeling_encodec.processors.audio import read_audio
+from modeling_encodec.processors.audio_ffmpeg import ffmpeg_path
 from modeling_encodec.processors.audio_tokens import PortableCodec
 from modeling_encodec.processors.corpus.loading import Clips, LoadingOptions, Unusable, load_shards
+from modeling_encodec.processors.corpus.rows import Reach
 from modeling_encodec.processors.corpus.sources import open_source
+from modeling_encodec.processors.corpus.tables import _hub_urls
 from modeling_encodec.processors.corpus.tokenization import Tokenization, tokenize_corpus
 from modeling_encodec.processors.dataset_tokenization import load_tokens
 from modeling_encodec.training.clips import UnusableClip
@@ -213,3 +218,71 @@ def test_training_and_evaluation_read_what_is_good(tmp_path, name):
         for bad in set(clips) - set(hostile.good):
             with pytest.raises(ValueError, match=re.escape(bad)):
                 clips[bad].read(24000, 1)
+
+
+# ---- addresses -----------------------------------------------------------------------------------------------------
+
+
+def rows_with_paths(folder, *paths):
+    pq.write_table(pa.table({"audio": [{"bytes": None, "path": str(path)} for path in paths]}), folder / "t.parquet")
+    return folder / "t.parquet"
+
+
+def test_urls_that_are_allowed_and_bad_cost_their_row_alone(run, model, tmp_path):
+    (tmp_path / "a.wav").write_bytes(clip())
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("in.wav", clip(1))
+    paths = (
+        f"file://{tmp_path}/a.wav", f"zip://in.wav::file://{tmp_path}/x.zip", f"zip://none.wav::file://{tmp_path}/x.zip",
+        "zip://x::file:///etc/passwd", "nonsense://x", "file:///none", f"file://{tmp_path}",
+    )  # fmt: skip
+    source = rows_with_paths(tmp_path, *paths)
+    command = ("tokenize", source, tmp_path / "out", "-m", model, "-b", 3.6, "--workers", 0)
+    assert run(*command)[0] == 2  # none of them
+    code, _, lines = run(*command, "--allow-urls")
+    assert code == 2 and "holds another run (source" in lines[-1]
+    code, _, lines = run(*command, "--allow-urls", "--force")
+    assert code == 0, lines
+    skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert [entry["row"] for entry in skipped] == [2, 3, 4, 5, 6] and all(entry["reason"] for entry in skipped)
+
+
+def test_what_rows_of_a_hub_dataset_may_name(tmp_path):
+    reach = Reach(_hub_urls("some/speech"), (str(tmp_path / "cache"),))
+    (tmp_path / "cache").mkdir()
+    for address in (
+        "hf://datasets/some/speech@0123/a.wav", "hf://datasets/some/speech/a.wav",
+        "zip://a.wav::hf://datasets/some/speech@0123/a.zip", f"{tmp_path}/cache/a.wav",
+        "https://huggingface.co/datasets/some/speech/resolve/0123/a.wav",
+    ):  # fmt: skip
+        assert reach.fault(address) is None, address
+    for address in (
+        "hf://datasets/some/speech2@0123/a.wav", "hf://datasets/some/speech@0123/../../other/x/a.wav", "hf://other/x",
+        "zip://a.wav::http://127.0.0.1/a.zip", "simplecache::hf://datasets/some/speech@0123/a.wav",
+        "zip://hf://datasets/some/speech@0123/a::file:///etc/passwd", "https://huggingface.co/datasets/o/x/resolve/a",
+        "HF://datasets/some/speech@0123/a.wav", f"{tmp_path}/cache/../a.wav", f"{tmp_path}/a.wav", "a.wav", "/etc/x",
+    ):  # fmt: skip
+        assert reach.fault(address), address
+    assert Reach().fault("/etc/a.wav") is None and Reach().fault("hf://datasets/some/speech@0123/a.wav")
+
+
+def test_a_playlist_opens_no_other_file(tmp_path):
+    if not ffmpeg_path():
+        pytest.skip("ffmpeg is not installed")
+    (tmp_path / "a.wav").write_bytes(clip())
+    for number, text in enumerate(
+        (PLAYLIST, "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.0,\na.wav\n#EXT-X-ENDLIST\n")
+    ):
+        (tmp_path / f"{number}.m4a").write_text(text)
+        with pytest.raises(ValueError, match="not readable as audio"):
+            read_audio(tmp_path / f"{number}.m4a")
+
+
+def test_suffixes_of_any_bytes_can_be_told_of(run, model, tmp_path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.wav").write_bytes(clip())
+    for name in (b"x.\xff\n", b"x.\x1b[31m"):
+        with open(os.fsencode(tmp_path / "clips") + b"/" + name, "wb"):
+            pass
+    code, _, lines = run("tokenize", tmp_path / "clips", tmp_path / "out", "-m", model, "-b", 3.6)
+    assert code == 0 and r"2 files of other kinds: .\udcff\n (1), .\x1b[31m (1), left out" in lines
