@@ -23,6 +23,7 @@ from modeling_encodec.bitstream.original_lm import OriginalSteps
 from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import NO_CODE, EncodecLM
+from modeling_encodec.ties import first_apart, is_tie
 
 
 PROBE_SECONDS = 1.3
@@ -32,8 +33,6 @@ LM_PROBE_FRAMES = 12
 MOST_AUDIO_ERROR = 1e-4
 MOST_LATENT_ERROR = 1e-4
 MOST_PROBABILITY_ERROR = 1e-5
-# How far, relative to its length, a latent may move by the rounding of some 25 layers of float32.
-ROUNDING = 2e-5
 
 
 @dataclass(frozen=True)
@@ -179,18 +178,12 @@ def _frames_apart(model: EncodecModel, latents: torch.Tensor, ours: torch.Tensor
         raise ValueError(f"codes have shape {tuple(ours.shape)} and {tuple(theirs.shape)}, allowed: equal ones")
     frames = (ours != theirs).any(0)[0].nonzero().flatten().tolist()
     for frame in frames:
-        mine, other = ours[:, 0, frame].tolist(), theirs[:, 0, frame].tolist()
-        stage = next(k for k in range(len(mine)) if mine[k] != other[k])
-        embeds = [layer.codebook.embed.double() for layer in model.quantizer.layers[: stage + 1]]
-        latent = latents[0, :, frame].double()
-        residual = latent - sum((embed[code] for embed, code in zip(embeds[:-1], mine)), torch.zeros_like(latent))
-        a, b = embeds[-1][mine[stage]], embeds[-1][other[stage]]
-        gap = ((residual - a).square().sum() - (residual - b).square().sum()).abs()
-        # The border between the two entries' cells is gap / (2 |a - b|) away.
-        if gap > 2 * (a - b).norm() * ROUNDING * latent.norm():
+        mine, other = ours[:, 0, frame], theirs[:, 0, frame]
+        if not is_tie(model, latents[0, :, frame], mine, other):
+            stage = first_apart(mine, other)
             raise ValueError(
-                f"codes of frame {frame} in codebook {stage + 1} are {mine[stage]} and {other[stage]}, allowed: equal "
-                "ones, or a tie"
+                f"codes of frame {frame} in codebook {stage + 1} are {int(mine[stage])} and {int(other[stage])}, "
+                "allowed: equal ones, or a tie"
             )
     return len(frames)
 

@@ -23,10 +23,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="EnCodec: audio to .ecdc files and back.",
 )
-for command in (encode, decode, info, export, demo, train, convert, push, tokenize, plot):
+for command in (encode, decode, info, export, demo, train, convert, push, plot):
     app.command()(command)
 app.command("train-lm")(train_lm)
 app.add_typer(evaluate, name="evaluate")
+app.add_typer(tokenize, name="tokenize")
 
 
 def main(argv: list[str] | None = None) -> int:

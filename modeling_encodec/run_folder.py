@@ -80,6 +80,14 @@ class Processes:
 
         return broadcast_object_list([value])[0]
 
+    def from_all(self, value: T) -> list[T]:
+        """Each one's `value`, by their numbers, on all of them."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
+
 
 def join_processes() -> Processes:
     """This process among those that a launcher started.

@@ -22,12 +22,14 @@ import soxr
 
 from modeling_encodec.atomic import atomic_path
 from modeling_encodec.inputs_encodec import array_is_finite, audio_array, check_rate, whole_number
-from modeling_encodec.processors.audio_files import AudioFile, check_segment, segment_span
+from modeling_encodec.processors.audio_files import NO_FILE, AudioFile, check_segment, file_fault, segment_span
 from modeling_encodec.processors.audio_kinds import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 
 
 # Samples of a channel that are read at a time.
 BLOCK_LENGTH = 1 << 18
+# Blocks of more channels, or that resampling makes longer by more than that, are cut smaller.
+MOST_CHANNELS, MOST_GROWTH = 8, 24
 # What WAV's sizes of 32 bits leave for samples.
 MOST_WAV_BYTES = (1 << 32) - 1024
 # Peak that a clipping signal is rescaled to, as in the original.
@@ -77,7 +79,8 @@ class AudioReader:
             source: a path, or a binary file that can be sought in.
             sampling_rate: of the blocks, in Hz; the file's own by default.
             channels: of the blocks, 1 or 2; the file's own by default.
-            block_length: samples of a channel that are read at a time, at the file's rate.
+            block_length: samples of a channel that are read at a time, at the file's rate; fewer of more than 8
+                channels, or of a rate far below `sampling_rate`.
             offset: seconds into the file at which the audio begins, as a file of its own that is cut there at the
                 nearest sample.
             duration: seconds of it; to the file's end by default.
@@ -94,14 +97,16 @@ class AudioReader:
         self.name = given if isinstance(given, str) else "the input"
         sampling_rate = None if sampling_rate is None else check_rate("sampling_rate", sampling_rate)
         channels = None if channels is None else whole_number("channels", channels, 1)
-        if not hasattr(source, "read") and not Path(self.name).is_file():
-            raise FileNotFoundError(f"{self.name}: no such file")
+        if not hasattr(source, "read") and (fault := file_fault(self.name)):
+            raise (FileNotFoundError if fault == NO_FILE else ValueError)(f"{self.name}: {fault}")
         with self._named():
             check_segment(offset, duration)
             self.file = AudioFile(source)
-        self.channels, self.block_length = channels, block_length
-        self.rate = self.file.sampling_rate
+        self.channels, self.rate = channels, self.file.sampling_rate
         self.sampling_rate = self.rate if sampling_rate is None else sampling_rate
+        # Of many channels, or of a rate that is much lower, a block would take gigabytes.
+        growth = max(1, self.file.channels / MOST_CHANNELS, self.sampling_rate / self.rate / MOST_GROWTH)
+        self.block_length = max(1, int(block_length / growth))
         self._left: int | None = None  # samples to read yet, None: all
         try:
             self.seconds = self._cut(offset, duration, embedded)

@@ -30,6 +30,11 @@ MAGIC = (
     (0, b"\x7f\xfe\x80\x01"), (0, b"DSD "), (0, b"FRM8"), (0, b"caff"), (0, b"tBaK"), (0, b".RMF"), (8, b"AVI "),
     (0, b"ADIF"), (0, b"ID3"),
 )  # fmt: skip
+# What ffmpeg may take a file for: no playlists, which would have it open other files.
+FORMATS = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,dtshd,eac3,flac,flv,g722,gsm,iff,loas,matroska,mov,mp3,mpc,mpc8,"
+    "mpeg,mpegts,mpegvideo,ogg,oma,qcp,rm,shn,tak,tta,w64,wav,wv"
+)
 AU_HEAD = 24  # bytes of the header that ffmpeg writes before the samples, at least
 SECONDS_TO_LOOK = 60
 
@@ -93,7 +98,8 @@ class FfmpegAudio:
     def _command(self, *options: str) -> list[str]:
         # "file:" and the list of protocols: a name is never taken for an address.
         path = "file:" + os.fsdecode(os.path.abspath(self._path))
-        return [ffmpeg_path(), "-nostdin", "-hide_banner", "-protocol_whitelist", "file,pipe", "-i", path, *options]
+        allowed = ("-protocol_whitelist", "file,pipe", "-format_whitelist", FORMATS)
+        return [ffmpeg_path(), "-nostdin", "-hide_banner", *allowed, "-i", path, *options]
 
     def _check_streams(self) -> None:
         try:

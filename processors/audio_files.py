@@ -8,6 +8,7 @@ import dataclasses
 import io
 import math
 import os
+import stat
 from typing import BinaryIO
 
 import numpy as np
@@ -24,6 +25,12 @@ from modeling_encodec.processors.audio_streams import stream_parts
 UNKNOWN_FRAMES = 1 << 62
 # A lossy file that gives less than this part of what its header promises is cut off.
 LEAST_COMPLETE = 0.9
+# What is opened as audio is a file: a named pipe would be waited for, and a device may have no end.
+NO_FILE = "no such file"
+OTHER_THINGS = {
+    stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}  # fmt: skip
 # Seconds that a segment may end after the file, as durations are rounded.
 SEGMENT_TOLERANCE = 0.01
 MOST_LOOKED_AT = 4096  # files of which it is kept what was found
@@ -59,6 +66,8 @@ class AudioFile:
 
     def _open(self) -> None:
         self._size = self._file.seek(0, os.SEEK_END)
+        if not self._size:  # libsndfile would wait for the bytes of files in /proc
+            raise ValueError("not readable as audio (empty file)")
         key = (
             (os.path.abspath(self._source), self._size, os.fstat(self._file.fileno()).st_mtime_ns)
             if self._opened
@@ -232,6 +241,17 @@ class AudioFile:
         claim, part = self._claims[self._number], self._parts[self._number]
         if claim and self._place < claim * (1 if part.exact else LEAST_COMPLETE):
             raise ValueError(f"cut off: header says {claim} samples, file holds {self._place}")
+
+
+def file_fault(path: str | os.PathLike) -> str | None:
+    """Why something under that name is not to be opened: it is missing, or no regular file. None for files."""
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that cannot be, with a zero byte
+        return NO_FILE
+    except OSError as error:
+        return error.strerror
+    return None if kind == stat.S_IFREG else f"is a {OTHER_THINGS.get(kind, 'special file')}, allowed: a file"
 
 
 def find_parts(file: BinaryIO, size: int) -> list[Part]:

@@ -45,6 +45,8 @@ class OtherFiles:
         suffix = os.path.splitext(name)[1].lower()
         if suffix in SNDFILE_SUFFIXES:
             return True
+        if not suffix.isprintable():  # it is to be shown and stored
+            suffix = suffix.encode("unicode_escape").decode("ascii")
         decoded = suffix in OTHER_SUFFIXES and ffmpeg_path() is not None
         if decoded:
             self.decoded[suffix] += 1
@@ -68,14 +70,29 @@ class OtherFiles:
         return said
 
 
+def is_audio(name: str) -> bool:
+    """Whether a file is audio by its name."""
+    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
+
+
 def list_audio(
     folder: str | os.PathLike, other: OtherFiles | None = None, *, suffixes: tuple[str, ...] = ()
 ) -> list[Path]:
     """The audio files in a folder and below it, and those with other `suffixes` that are asked for, sorted; the rest
     is counted in `other`."""
     other = OtherFiles() if other is None else other
-    found = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    return [path for path in found if path.suffix.lower() in suffixes or other.take(path.name)]
+    found, waiting = [], [os.fspath(folder)]
+    while waiting:  # without recursion: folders may be deeper than the stack, and links go in circles
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    elif os.path.isfile(entry.path):
+                        found.append(Path(entry.path))
+        except OSError:
+            continue  # a folder that may not be listed, or is gone
+    return [path for path in sorted(found) if path.suffix.lower() in suffixes or other.take(path.name)]
 
 
 def _sorted(counts: Counter) -> dict[str, int]:

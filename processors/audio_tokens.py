@@ -27,7 +27,7 @@ from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.precision_encodec import SharedSetting, exact_float32, thread_count
 from modeling_encodec.processors.audio import AudioReader, join_blocks, match_channels, resample
 from modeling_encodec.processors.audio_files import segment_span
-from modeling_encodec.training.clips import UnusableClip, resolve
+from modeling_encodec.training.clips import UnusableClip, check_corpus_rate, resolve
 
 
 MOST_DECODED_FRAMES = 1 << 16  # of all clips that are decoded together, padding counted
@@ -170,6 +170,11 @@ def open_clip(location, config: EncodecConfig) -> tuple[float, Iterator[np.ndarr
         raise ValueError(error.reason) from None
     except (ValueError, OSError) as error:
         raise ValueError(_reason(error, location)) from None
+    try:
+        check_corpus_rate(reader.rate)
+    except ValueError:
+        reader.file.close()
+        raise
     return math.inf if reader.seconds is None else reader.seconds, _blocks(reader, location)
 
 
@@ -216,6 +221,7 @@ def _array(value: dict, rate: int, channels: int, offset=None, duration=None, em
     if samples.ndim not in (1, 2) or 0 in samples.shape:
         raise ValueError(f"array has shape {samples.shape}, allowed: (samples,) or (channels, samples)")
     given = check_rate("sampling_rate", value.get("sampling_rate"))
+    check_corpus_rate(given)
     samples = samples.reshape(-1, samples.shape[-1])
     if samples.shape[0] > 8 and samples.shape[0] > samples.shape[1]:
         raise ValueError(f"array has shape {samples.shape}, allowed: (channels, samples); it looks transposed")

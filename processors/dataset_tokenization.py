@@ -32,6 +32,7 @@ from modeling_encodec.processors.audio_tokens import (
     process_device,
     read_clip,
 )
+from modeling_encodec.processors.corpus.checksums import find_faults, read_manifest
 from modeling_encodec.training.corpora import encoded_audio
 from modeling_encodec.training.segments import cut_location, segment_keys
 
@@ -372,18 +373,23 @@ def provenance_of(dataset) -> dict | None:
     return found[0] | {"skipped": skipped} if found else None
 
 
-def load_tokens(folder: str | os.PathLike, **options):
+def load_tokens(folder: str | os.PathLike, *, verify: bool | str = True, **options):
     """The dataset that `modeling-encodec tokenize` wrote, with its provenance.
 
     Args:
         folder: the command's output.
-        **options (keyword arguments): go to `datasets.load_dataset`, such as `streaming` or `cache_dir`.
+        verify: check what is read against its checksums: of a stored dataset all files at once, of a stream each row
+            group when it is read. "all" checks all files at once of a stream too; False checks only that they are
+            there, as long as they should be.
+        **options (keyword arguments): go to `datasets.load_dataset`, such as `streaming` or `cache_dir`. A stream that
+            is checked takes `columns` and `cache_dir`.
 
     Returns:
         (Dataset or IterableDataset): of `datasets`, the latter with `streaming=True`.
 
     Raises:
         FileNotFoundError: if it is none, or not complete.
+        ValueError: if a file is damaged, or another run's; of a stream also while it is read.
         ImportError: without `datasets`.
 
     Examples:
@@ -402,16 +408,34 @@ def load_tokens(folder: str | os.PathLike, **options):
         >>> tokens["name"][:], np.array(tokens["codes"][0]).shape, provenance_of(tokens)["num_quantizers"]
         (['one.wav'], (4, 75), 4)
     """
-    manifest = Path(folder) / "manifest.json"
-    if not manifest.is_file():
-        raise FileNotFoundError(f"{folder}: holds no manifest.json, allowed: a finished output of tokenize")
-    about = json.loads(manifest.read_text(encoding="utf-8"))
+    if verify not in (True, False, "all"):
+        raise ValueError(f"verify is {verify!r}, allowed: True, False, 'all'")
+    datasets, folder, about = import_datasets(), Path(folder), read_manifest(folder)
     for entry in about["files"]:
-        file = Path(folder) / entry["file"]
+        file = folder / entry["file"]
         if not file.is_file() or file.stat().st_size != entry["bytes"]:
             raise FileNotFoundError(f"{file}: missing, or not of {entry['bytes']} bytes, as the manifest says")
-    dataset = import_datasets().load_dataset(str(folder), split=about["split"], **options)
+    streaming = options.get("streaming", False)
+    if verify:
+        for name, reason in find_faults(folder, about, whole=verify == "all" or not streaming):
+            raise ValueError(f"{folder / name}: {reason}; the tokenize command that made it mends it")
+    if verify and streaming:
+        dataset = _checked_stream(folder, about, options)
+    else:
+        dataset = datasets.load_dataset(str(folder), split=about["split"], **options)
     return _described(dataset, about["provenance"])
+
+
+def _checked_stream(folder: Path, manifest: dict, options: dict):
+    from modeling_encodec.processors.corpus.token_stream import TokenStream
+
+    others = sorted(set(options) - {"streaming", "columns", "cache_dir"})
+    if others:
+        raise ValueError(
+            f"{others[0]} is given for a stream that is checked, allowed: columns, cache_dir; or verify=False"
+        )
+    stream = TokenStream(folder.absolute(), manifest, options.get("columns"), cache_dir=options.get("cache_dir"))
+    return stream.as_streaming_dataset(manifest["split"])
 
 
 def _described(dataset, provenance: dict):

@@ -65,3 +65,19 @@ def test_a_tar_that_is_cut_off(tmp_path):
     assert len(list(good.rows())) == 5
     with pytest.raises(ValueError, match=r"^x\.tar: "):
         list(broken.rows())
+
+
+def test_a_member_of_a_size_below_zero_ends_the_tar(tmp_path):
+    """Else the next member would be one of those before, without end."""
+    data = bytearray(write_tar(tmp_path / "x.tar").read_bytes())
+    place = data.index(b"c.flac")
+    head = data[place : place + 512]
+    head[124:136] = (-4096).to_bytes(12, "big", signed=True)
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    data[place : place + 512] = head
+    (tmp_path / "x.tar").write_bytes(data)
+    rows = open_source(tmp_path / "x.tar", keep=["txt"]).shards[0].rows()
+    assert [next(rows).name for _ in range(2)] == ["a/one", "a-two"]
+    with pytest.raises(ValueError, match=r"^x\.tar: "):
+        list(rows)

@@ -16,9 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from modeling_encodec.inputs_encodec import as_python, real_number, whole_number
-from modeling_encodec.processors.audio import read_audio
+from modeling_encodec.processors.audio import AudioReader, join_blocks
 from modeling_encodec.processors.audio_kinds import AUDIO_SUFFIXES, OtherFiles, list_audio
-from modeling_encodec.training.clips import Location, UnusableClip, encoded_seconds, resolve
+from modeling_encodec.training.clips import (
+    Location,
+    UnusableClip,
+    check_corpus_rate,
+    encoded_seconds,
+    failure,
+    resolve,
+)
 from modeling_encodec.training.corpora import DatasetRow, audio_column, file_location, load_dataset, manifest_rows
 from modeling_encodec.training.options import CorpusConfig
 from modeling_encodec.training.segments import Segment, row_path, segment_name
@@ -51,11 +58,13 @@ class Clip:
         try:
             location, part = resolve(location)
             file = BytesIO(location) if isinstance(location, bytes) else location
-            audio, _ = read_audio(file, sampling_rate, channels, **part)
+            with AudioReader(file, sampling_rate, channels, **part) as reader:
+                check_corpus_rate(reader.rate)
+                audio = join_blocks(reader)
         except UnusableClip as error:
             raise ValueError(f"{self.name}: {error.reason}") from None
-        except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"{self.name}: {str(error).removeprefix(f'{location}: ')}") from None
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{self.name}: {failure(error).removeprefix(f'{location}: ')}") from None
         first = round(self.offset * sampling_rate)
         return audio[:, first : first + max(1, round(self.seconds * sampling_rate))]
 

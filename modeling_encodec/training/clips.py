@@ -23,7 +23,7 @@ import numpy as np
 
 from modeling_encodec.atomic import atomic_path
 from modeling_encodec.processors.audio import match_channels, resample
-from modeling_encodec.processors.audio_files import AudioFile, segment_span
+from modeling_encodec.processors.audio_files import AudioFile, file_fault, segment_span
 from modeling_encodec.training.segments import Segment, segment_name
 
 
@@ -37,6 +37,9 @@ CACHE_HEADER = {"format": "modeling-encodec index", "version": 2}
 BLOCK = 1 << 16  # samples decoded at a time while indexing
 # The memory of soxr "HQ" on each side, in samples of the lower rate: at 100 crops are exact within 3e-7, at 50 not.
 RESAMPLER_MARGIN = 128
+# Of a corpus, in Hz: at a lower rate a small file would be days of audio, and computed for days; no recording has a
+# higher one.
+LEAST_RATE, MOST_RATE = 1000, 10_000_000
 SAVE_SECONDS = 120  # a long index is saved so often, so that little is lost when it is stopped
 
 
@@ -75,6 +78,19 @@ class Clip:
         return self.samples * rate // self.sampling_rate
 
 
+def check_corpus_rate(rate: int) -> None:
+    """Refuse with a ValueError a sampling rate in Hz that no recording has."""
+    if not LEAST_RATE <= rate <= MOST_RATE:
+        raise ValueError(f"sampling rate is {rate} Hz, allowed in a corpus: {LEAST_RATE} to {MOST_RATE}")
+
+
+def failure(error: Exception) -> str:
+    """What went wrong in one line, with the error's type where the project did not foresee it."""
+    text = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    foreseen = isinstance(error, (OSError, ValueError)) and text
+    return text if foreseen else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
 def read_crop(clip: Clip, start: int, length: int, rate: int, channels: int) -> np.ndarray:
     """Samples `start` to `start + length` of the clip at `rate` Hz, float32 (channels, length); zeros beyond its ends.
 
@@ -111,6 +127,7 @@ def measure_clip(name: str, location: Location) -> Clip:
     with _reasons(name), _opened(location) as (file, first, count):
         if file.decoder != "libsndfile":
             raise ValueError(f"is read by {file.decoder}, which crops are not drawn with; convert it, as to .flac")
+        check_corpus_rate(file.sampling_rate)
         file.seek(first)
         while len(block := file.read(BLOCK if count is None else min(BLOCK, count - samples))):
             samples += len(block)
@@ -174,8 +191,8 @@ def file_entries(paths: Sequence[str | os.PathLike | Segment]) -> tuple[list[Ent
     for path, *part in sorted(wanted, key=lambda item: (item[0], item[1] or 0, item[2] or math.inf)):
         try:
             state = states[path] = states.get(path) or os.stat(path)
-        except OSError as error:
-            skipped[path] = error.strerror or "cannot be looked up"
+        except (OSError, ValueError) as error:  # ValueError: a path that cannot be, with a zero byte
+            skipped[path] = getattr(error, "strerror", None) or "cannot be looked up"
             continue
         key = (path, state.st_size, state.st_mtime_ns)
         if part == [None, None]:
@@ -273,8 +290,8 @@ def _read(clip: Clip, first: int, last: int) -> np.ndarray:
 def _opened(location: Location, *, whole: bool = False) -> Iterator[tuple[AudioFile, int, int | None]]:
     """The file, and the first sample and number of samples that are meant, 0 and None for all, as if `whole`."""
     location, part = resolve(location)
-    if isinstance(location, str) and not os.path.isfile(location):
-        raise ValueError("no such file")
+    if isinstance(location, str) and (fault := file_fault(location)):
+        raise ValueError(fault)
     with AudioFile(location) as file:
         if not part or whole:
             yield file, 0, None
@@ -291,5 +308,7 @@ def _reasons(name: str) -> Iterator[None]:
         yield
     except UnusableClip as error:
         raise UnusableClip(name, error.reason) from error
-    except (OSError, TypeError, ValueError) as error:
-        raise UnusableClip(name, str(error)) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # of whatever kind: a damaged or hostile clip is no reason to lose the others
+        raise UnusableClip(name, failure(error)) from error

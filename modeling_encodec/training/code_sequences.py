@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import IGNORED
+from modeling_encodec.processors.corpus.checksums import find_faults, read_manifest
 from modeling_encodec.training.options import require
 
 
@@ -105,11 +106,12 @@ def encode_whole(codec: EncodecModel, audio: torch.Tensor) -> torch.Tensor:
 def open_codes(place: str | os.PathLike, column: str):
     """The tokenised dataset at `place`, its column of codes alone and called "codes".
 
-    `place` is a folder of `save_to_disk`, a .parquet, .jsonl, .json or .arrow file, or a Hub id.
+    `place` is a folder that `tokenize` finished, whose checksums are checked, or one of `save_to_disk`, a .parquet,
+    .jsonl, .json or .arrow file, or a Hub id.
 
     Raises:
         FileNotFoundError: for a whole path that is not there.
-        ValueError: if it has no such column, no rows, or is a file of another kind.
+        ValueError: if it has no such column, no rows, is damaged, or a file of another kind.
         ImportError: without `datasets`.
     """
     try:
@@ -128,6 +130,11 @@ def open_codes(place: str | os.PathLike, column: str):
     elif path.is_file():
         require(path.suffix in kinds, "codes", str(place), f"a folder, Hub id, or a file: {', '.join(kinds)}")
         dataset = datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
+    elif (path / "manifest.json").is_file():
+        manifest = read_manifest(path)
+        for name, reason in find_faults(path, manifest):
+            raise ValueError(f"{path / name}: {reason}; the tokenize command that made it mends it")
+        dataset = datasets.load_dataset(str(place), split=manifest["split"])
     else:
         dataset = datasets.load_dataset(str(place), split="train")
     require(column in dataset.column_names, "codes_column", column, f"one of {', '.join(dataset.column_names)}")

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from modeling_encodec.processors.audio_ffmpeg import OTHER_SUFFIXES
+from modeling_encodec.processors.audio_files import file_fault
 from modeling_encodec.processors.audio_kinds import OtherFiles, list_audio
 from modeling_encodec.training.clips import (
     Clip,
@@ -293,6 +295,73 @@ def file_location(manifest: Path, row: dict) -> Path | Segment:
     return path if (offset, duration) == (None, None) else Segment(str(path), offset, duration)
 
 
+@dataclass(frozen=True)
+class BadRow:
+    """A row of a manifest that names no file, and why."""
+
+    reason: str
+
+
+def read_manifest(manifest: Path) -> list[dict | BadRow]:
+    """All rows of a .jsonl, .csv or .txt manifest.
+
+    Raises:
+        ValueError: if it is no file, or of CSV that cannot be told apart.
+    """
+    if fault := file_fault(manifest):
+        raise ValueError(f"{manifest}: {fault}")
+    with manifest.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        if manifest.suffix == ".csv":
+            return [_checked(row, of_csv=True) for row in _csv_rows(manifest, file)]
+        lines = (line.strip() for line in file)
+        return [_checked(_line_row(line, manifest.suffix)) for line in lines if line]
+
+
+def _csv_rows(manifest: Path, file) -> list[dict]:
+    before = csv.field_size_limit(sys.maxsize)  # texts of talks are longer than Python's 131,072 characters
+    try:
+        return list(csv.DictReader(file))
+    except csv.Error as error:
+        raise ValueError(f"{manifest} is no manifest ({error}), allowed: rows of CSV") from None
+    finally:
+        csv.field_size_limit(before)
+
+
+def _line_row(line: str, suffix: str) -> dict | BadRow:
+    if not _is_utf8(line):
+        return BadRow("is not UTF-8")
+    if suffix == ".txt":
+        return {"path": line}
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return BadRow(f"is no JSON ({error})")
+
+
+def _checked(row, *, of_csv: bool = False) -> dict | BadRow:
+    """The row, if it names a file."""
+    if isinstance(row, BadRow):
+        return row
+    if not isinstance(row, dict):
+        return BadRow(f"is a {type(row).__name__}, allowed: an object with a path")
+    if None in row:
+        return BadRow("has more values than there are columns")
+    try:
+        path = row_path(row)
+    except KeyError:
+        return BadRow("has no path")
+    except ValueError as error:
+        return BadRow(str(error))
+    if not isinstance(path, str) or not path:
+        return BadRow(f"path is {path!r}, allowed: a text")
+    return BadRow("is not UTF-8") if of_csv and not all(map(_is_utf8, filter(None, row.values()))) else row
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether text that was read with `surrogateescape` held no other bytes."""
+    return text.isascii() or not any("\udc80" <= character <= "\udcff" for character in text)
+
+
 def manifest_rows(manifest: Path) -> list[dict]:
     """The rows of a .jsonl, .csv or .txt manifest, each with the `path` (or `audio_filepath`) of a file, relative to
     the manifest, and perhaps `offset` and `duration`, in seconds, of a part of it.
@@ -301,25 +370,20 @@ def manifest_rows(manifest: Path) -> list[dict]:
         ValueError: if a row has no path, or a key that would change what it means, or the file is not what its name
             says.
     """
-    try:
-        with manifest.open(encoding="utf-8-sig", newline="") as file:
-            if manifest.suffix == ".csv":
-                rows = list(csv.DictReader(file))
-            else:
-                lines = [line.strip() for line in file if line.strip()]
-                rows = [{"path": line} if manifest.suffix == ".txt" else json.loads(line) for line in lines]
-        for row in rows:
-            Path(row_path(row))  # what is no path is refused
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{manifest} is no manifest ({type(error).__name__}: {error}), allowed: a path in every row"
-        ) from None
+    rows = read_manifest(manifest)
     for number, row in enumerate(rows, 1):
+        if isinstance(row, BadRow):
+            raise no_manifest(manifest, number, row)
         try:
             row_segment(row)
         except ValueError as error:
             raise ValueError(f"{manifest}, row {number}: {error}") from None
     return rows
+
+
+def no_manifest(manifest: Path, number: int, row: BadRow) -> ValueError:
+    """What is to be raised for a file of such rows."""
+    return ValueError(f"{manifest} is no manifest (row {number}: {row.reason}), allowed: a path in every row")
 
 
 def _import_datasets():

@@ -33,6 +33,10 @@ class Segment:
     embedded: bool = False
 
 
+class UnknownKey(ValueError):
+    """A row says in a way of its own which part of a recording it means, as then most often all rows do."""
+
+
 def row_path(row: Mapping) -> str:
     """The path of a manifest's row.
 
@@ -61,7 +65,7 @@ def row_segment(row: Mapping) -> tuple[float | None, float | None]:
     """
     for key, value in row.items():
         if isinstance(key, str) and _is_unknown(key) and _tells(value):
-            raise ValueError(f"{key} is {value!r}, allowed: offset and duration, in seconds, to name a part of a file")
+            raise UnknownKey(f"{key} is {value!r}, allowed: offset and duration, in seconds, to name a part of a file")
     offset, duration = (_seconds(key, row.get(key)) for key in SEGMENT_KEYS)
     check_segment(offset, duration)
     return offset, duration

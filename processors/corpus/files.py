@@ -3,14 +3,16 @@
 import json
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import pyarrow
 
-from modeling_encodec.processors.audio_kinds import OtherFiles
+from modeling_encodec.processors.audio_kinds import OtherFiles, is_audio
 from modeling_encodec.processors.corpus.rows import (
     LEAST_ROWS,
     MOST_ROWS,
@@ -23,8 +25,8 @@ from modeling_encodec.processors.corpus.rows import (
     safe_name,
     shard_share,
 )
-from modeling_encodec.training.corpora import manifest_rows
-from modeling_encodec.training.segments import PATH_KEYS, Segment, row_path, row_segment, segment_name
+from modeling_encodec.training.corpora import BadRow, no_manifest, read_manifest, refuse
+from modeling_encodec.training.segments import PATH_KEYS, Segment, UnknownKey, row_path, row_segment, segment_name
 
 
 LEAST_BYTES, MOST_BYTES = 8 << 20, 256 << 20  # of the files of a shard, unless something else is asked for
@@ -45,23 +47,45 @@ class FolderShard(Shard):
         """Its rows."""
         for file in self.files.split(b"\0"):
             name = os.fsdecode(file)
-            yield Row(safe_name(name), os.path.join(self.folder, name))
+            path = os.path.join(self.folder, name)
+            yield Row(safe_name(name), UnlistedFolder(path) if name.endswith("/") else path)
+
+
+@dataclass(frozen=True)
+class UnlistedFolder:
+    """A folder whose files could not be listed."""
+
+    path: str
+
+    def __call__(self):
+        """Say why."""
+        try:
+            os.scandir(self.path).close()
+            reason = "it can be now; begin anew"
+        except OSError as error:
+            reason = error.strerror
+        refuse(self.path, f"folder could not be listed: {reason}")
 
 
 @dataclass(frozen=True)
 class ManifestShard(Shard):
     """Files of a manifest: for each its name, its path relative to `folder`, offset and duration of the segment if it
-    is one, and the values of the fields `keep`."""
+    is one, and the values of the fields `keep`. Of a row that names no file the path is None, and the reason in place
+    of the segment."""
 
     folder: str
     keep: tuple[str, ...]
-    files: tuple[tuple[str, str, tuple | None, tuple], ...] = field(repr=False)
+    files: tuple[tuple[str, str | None, tuple | str | None, tuple], ...] = field(repr=False)
 
     def rows(self) -> Iterator[Row]:
         """Its rows."""
         for name, path, part, values in self.files:
-            path = os.path.join(self.folder, path)
-            yield Row(name, Segment(path, *part) if part else path, dict(zip(self.keep, values)))
+            if path is None:
+                location = partial(refuse, name, part)
+            else:
+                path = os.path.join(self.folder, path)
+                location = Segment(path, *part) if part else path
+            yield Row(name, location, dict(zip(self.keep, values)))
 
 
 def folder_source(
@@ -85,17 +109,29 @@ def folder_source(
     return Source("B", shards, {}, about | {"shard_rows": shard_rows, "shard_bytes": shard_bytes}, other), archives
 
 
-def _walk(folder: Path, other: OtherFiles, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
+def _walk(folder: Path, other: OtherFiles) -> Iterator[tuple[str, os.stat_result | None]]:
     """Audio files and archives in the order of their posix paths relative to `folder`, the rest counted in `other`;
-    links to files are followed, links to folders are not."""
-    with os.scandir(folder / below) as entries:
-        # With the "/" a folder's files come where they belong among all.
-        found = {f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name: entry for entry in entries}
-    for name, entry in sorted(found.items()):
-        if name.endswith("/"):
-            yield from _walk(folder, other, below + name)
-        elif entry.is_file() and (name.endswith(ARCHIVE_SUFFIXES) or other.take(name)):
-            yield below + name, entry.stat()
+    links to files are followed, links to folders are not. What is called like audio and is no file, and folders that
+    cannot be listed ("name/"), come too: their rows say why they give none."""
+    waiting: list[tuple[str, os.DirEntry | None]] = [("", None)]
+    while waiting:
+        name, entry = waiting.pop()
+        if entry is not None:
+            state = _state(entry.path)
+            a_file = state is not None and stat.S_ISREG(state.st_mode)
+            if name.endswith(ARCHIVE_SUFFIXES) or (other.take(name) if a_file else is_audio(name)):
+                yield name, state
+            continue
+        try:
+            # With the "/" a folder's files come where they belong among all.
+            with os.scandir(folder / name) as entries:
+                found = {f"{e.name}/" if e.is_dir(follow_symlinks=False) else e.name: e for e in entries}
+            below = sorted(found.items(), reverse=True)
+            waiting += [(name + part, None if part.endswith("/") else entry) for part, entry in below]
+        except OSError:
+            if not name:
+                raise
+            yield name, None
 
 
 def _runs(files: Iterable[tuple[object, int]], most: int | None, most_bytes: int | None) -> Iterator[tuple[list, int]]:
@@ -119,22 +155,28 @@ def manifest_source(
     manifest: Path, keep: tuple[str, ...], column: str | None, shard_rows: int | None, shard_bytes: int | None
 ) -> Source:
     """The files that a manifest lists; see `open_source`."""
-    rows = manifest_rows(manifest)
-    if any(None in row for row in rows):
-        raise ValueError(f"{manifest}: a row has more values than there are columns, allowed: as many")
+    rows = [_with_segment(manifest, number, row) for number, row in enumerate(read_manifest(manifest), 1)]
     if not rows:
         raise ValueError(f"{manifest}: holds no rows, allowed: at least one")
-    refuse_options(manifest, keep, column, {key for row in rows for key in row} - set(PATH_KEYS))
+    if all(isinstance(row, BadRow) for row in rows):
+        raise no_manifest(manifest, 1, rows[0])
+    fields = [{} if isinstance(row, BadRow) else row for row in rows]
+    refuse_options(manifest, keep, column, {key for row in fields for key in row} - set(PATH_KEYS))
     of_csv = manifest.suffix == ".csv"
     types, columns = {}, []
     for name in keep:
-        types[name], values = _typed([row.get(name) for row in rows], of_csv)
+        types[name], values = _typed([row.get(name) for row in fields], of_csv)
         columns.append(values)
     listing, names, other = Listing(), UniqueNames(), OtherFiles()
-    segments = Counter(row_path(row) for row in rows if row_segment(row) != (None, None))
+    segments = Counter(row_path(row) for row in fields if row and row_segment(row) != (None, None))
 
     def files() -> Iterator[tuple[tuple, int]]:
-        for row, *values in zip(rows, *columns):
+        for number, (row, *values) in enumerate(zip(rows, *columns), 1):
+            if isinstance(row, BadRow):
+                name = names.add(f"{safe_name(manifest.name)} row {number}")
+                listing.add(name, None, row.reason)
+                yield (name, None, row.reason, tuple(values)), 0
+                continue
             given, part = row_path(row), row_segment(row)
             path = str(manifest.parent / given)
             other.take(given, listed=True)
@@ -155,6 +197,18 @@ def manifest_source(
     cut = {"keep": list(keep), "shard_rows": shard_rows, "shard_bytes": shard_bytes}
     about = {"kind": "manifest", "name": safe_name(manifest.name)} | listing.describe() | cut
     return Source("B", shards, types, about, other)
+
+
+def _with_segment(manifest: Path, number: int, row: dict | BadRow) -> dict | BadRow:
+    """The row, if what it says of a segment can be."""
+    try:
+        if not isinstance(row, BadRow):
+            row_segment(row)
+    except UnknownKey as error:
+        raise ValueError(f"{manifest}, row {number}: {error}") from None
+    except ValueError as error:
+        return BadRow(str(error))
+    return row
 
 
 def _state(path: str) -> os.stat_result | None:

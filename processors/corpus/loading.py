@@ -18,6 +18,7 @@ from modeling_encodec.processors.audio import join_blocks
 from modeling_encodec.processors.audio_tokens import open_clip
 from modeling_encodec.processors.corpus.sources import Row, Shard
 from modeling_encodec.streaming import cut_blocks
+from modeling_encodec.training.clips import failure
 from modeling_encodec.worker_processes import items_as_ready
 
 
@@ -167,8 +168,10 @@ class _Window:
                 self.audio.append(audio)
                 self.samples += samples
             self.decoded += samples
-        except ValueError as error:
-            yield Unusable(self.shard, place, str(error))
+        except MemoryError:
+            raise
+        except Exception as error:  # of whatever kind: a damaged or hostile row is no reason to lose its shard
+            yield Unusable(self.shard, place, failure(error))
         if self.samples >= WINDOW_BATCHES * self.options.most or self.rows == WINDOW_ROWS:
             yield from self.close()
 

@@ -32,14 +32,14 @@ ACTORS_OF_A_GPU = 4  # while one computes the others decode
 class ShardActor:
     """Makes shards. What goes wrong comes back with them: of an actor that fails Ray would not tell what it did."""
 
-    def __init__(self, run: Tokenization, device: str, workers: int):
-        self.given, self.maker = (run, device, workers), None
+    def __init__(self, run: Tokenization, description: dict, device: str, workers: int):
+        self.description, self.given, self.maker = description, (run, device, workers), None
 
     def __call__(self, row: dict) -> dict:
         """Of a shard by its number: samples made, rows skipped, seconds waited for audio, and what is wrong."""
         progress, broken, before = Count(), [], 0.0
         try:
-            self.maker = self.maker or ShardMaker(*self.given)
+            self.maker = self.maker or self._maker()
             before = self.maker.waited
             broken = self.maker.make([self.maker.run.source.shards[row["item"]]], progress)
         except Exception as error:  # of any kind: the driver is to hear of it, and the other shards go on
@@ -47,6 +47,11 @@ class ShardActor:
         waited = self.maker.waited - before if self.maker else 0.0
         made = {"samples": progress.samples, "skipped": progress.skipped, "waited": waited}
         return made | {"broken": "; ".join(broken)}
+
+    def _maker(self) -> ShardMaker:
+        if self.given[0].describe() != self.description:
+            raise ValueError("an actor does not see what the driver sees, allowed: equal sources and packages")
+        return ShardMaker(*self.given)
 
 
 def tokenize_on_ray(
@@ -109,7 +114,7 @@ def _make(ray, run: Tokenization, missing: list[int], device, workers, actors) -
     context.max_errored_blocks = -1  # a shard that kills its actors does not stop the others
     made = ray.data.from_items(missing, override_num_blocks=len(missing)).map(
         ShardActor,
-        fn_constructor_args=(run, device, workers),
+        fn_constructor_args=(run, run.describe(), device, workers),
         compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
         num_cpus=1 + workers,
         num_gpus=1 / ACTORS_OF_A_GPU if gpus else 0,

@@ -19,6 +19,8 @@ from modeling_encodec.training.clips import Location
 from modeling_encodec.training.segments import PATH_KEYS
 
 
+# That name a member of a file, whose address follows.
+ARCHIVE_PROTOCOLS = ("zip", "tar", "gzip", "bz2", "xz", "zstd", "lz4")
 LEAST_ROWS, MOST_ROWS = 16, 1024  # of a shard, unless something else is asked for
 SHARDS = 64
 
@@ -115,13 +117,42 @@ class UniqueNames:
         return new
 
 
+@dataclass(frozen=True)
+class Reach:
+    """What rows of tables may have opened that the user has not named: a table may be anybody's.
+
+    Attributes:
+        urls: beginnings of URLs; "" for any.
+        folders: where local paths must lead to; None for anywhere.
+    """
+
+    urls: tuple[str, ...] = ()
+    folders: tuple[str, ...] | None = None
+
+    def fault(self, address: str) -> str | None:
+        """Why an address is not to be opened; None if it is."""
+        if "://" in address:
+            *inner, outer = address.split("::")  # "zip://member::hf://..." is in what comes last
+            within = all(part.partition("://")[0] in ARCHIVE_PROTOCOLS for part in inner) and ".." not in outer
+            if "" in self.urls or (within and outer.startswith(self.urls)):
+                return None
+            given = safe_name(address)[:200]
+            return f"audio is at the URL {given}, allowed: in the row itself, or a local file; allow_urls allows any"
+        if self.folders is None:
+            return None
+        path = os.path.realpath(address)
+        if any(os.path.commonpath([path, folder]) == folder for folder in self.folders):
+            return None
+        return "audio is a local file, allowed for datasets of the Hub: only those that they brought along"
+
+
 @contextmanager
 def one_line_reasons(name: str) -> Iterator[None]:
     """What a damaged file brings about becomes a ValueError of one line with its `name`, and not with its place on
     this machine."""
     try:
         yield
-    except (OSError, ValueError, tarfile.TarError) as error:
+    except (OSError, ValueError, tarfile.TarError, pyarrow.ArrowException) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ValueError(f"{name}: {' '.join(reason.split())}") from error
 

@@ -1,16 +1,16 @@
 """Tokens of a corpus on disk: Parquet files, each whole or absent, and what is told of them all at the end.
 
     OUT/run.json                           what is tokenised, and how; a run goes on only if that is the same
-    OUT/data/train-00017-of-00123.parquet  tokens of shard 17; what was skipped of it is in the file's metadata
-    OUT/manifest.json                      made at the end: totals, provenance, every file
+    OUT/data/train-00017-of-00123.parquet  tokens of shard 17; its metadata says what was skipped, and has checksums
+    OUT/manifest.json                      made at the end: totals, provenance, every file and its checksum
     OUT/skipped.jsonl                      made at the end: rows without tokens, and why
     OUT/README.md                          made at the end: the dataset's card
 
 `datasets.load_dataset(OUT)` reads the folder as it is.
 """
 
+import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -20,6 +20,14 @@ from pyarrow import parquet
 
 from modeling_encodec.atomic import atomic_path
 from modeling_encodec.processors.audio_tokens import Tokens
+from modeling_encodec.processors.corpus.checksums import (
+    BLANK,
+    description_hash,
+    hash_span,
+    read_notes,
+    seal,
+    seal_shard,
+)
 from modeling_encodec.processors.corpus.loading import Place
 
 
@@ -63,6 +71,7 @@ class ShardFile:
         self._rows: list[tuple[Place, Tokens]] = []
         self._waiting = 0
         self._stack = ExitStack()
+        self._row_groups: list[dict] = []
         # Not made before there is something to write: a process has one waiting for every worker.
         self._writer: parquet.ParquetWriter | None = None
 
@@ -89,6 +98,9 @@ class ShardFile:
             self.samples += sum(tokens.audio_length for _, tokens in self._rows)
             self.frames += self._waiting
             self._open().write_table(self._table(self._rows))
+            start, end = self._row_groups[-1]["end"] if self._row_groups else 0, self._sink.tell()
+            with open(self._temporary, "rb") as file:
+                self._row_groups.append({"end": end, "sha256": hash_span(file, start, end)})
         self._rows, self._waiting = [], 0
 
     def finish(self, about: dict, rows: int, samples: int) -> None:
@@ -106,23 +118,30 @@ class ShardFile:
             )
         writer = self._open()
         self.skipped.sort(key=lambda entry: (entry["row"] is None, entry["row"]))
-        notes = about | {"samples": self.samples, "frames": self.frames, "skipped": self.skipped}
+        counts = {"rows": self.rows, "samples": self.samples, "frames": self.frames}
+        notes = {"checksum": BLANK} | about | counts | {"skipped": self.skipped, "row_groups": self._row_groups}
         writer.add_key_value_metadata({METADATA_KEY: json.dumps(notes)})
         writer.close()
+        self._sink.close()
+        seal_shard(self._temporary)
         self._stack.close()
 
     def discard(self) -> None:
         """No file appears."""
         if self._writer is not None:
             self._writer.close()
+            self._sink.close()
             with suppress(InterruptedError), self._stack:
                 raise InterruptedError
 
     def _open(self) -> parquet.ParquetWriter:
         if self._writer is None:
-            temporary = self._stack.enter_context(atomic_path(self.path))
-            # Codes are spread evenly over a dictionary's 10 bits; zstd takes what little is left.
-            self._writer = parquet.ParquetWriter(temporary, self.schema, compression="zstd")
+            self._temporary = self._stack.enter_context(atomic_path(self.path))
+            self._sink = pyarrow.OSFile(str(self._temporary), "wb")
+            # Codes are spread evenly over a dictionary's 10 bits, so that nothing makes them smaller by more than a
+            # hundredth: gzip as much as others, and its own CRC-32 tells every reader of flipped bits. Pages have
+            # another beside, for readers that can be asked to look at it.
+            self._writer = parquet.ParquetWriter(self._sink, self.schema, compression="gzip", write_page_checksum=True)
         return self._writer
 
     def _table(self, rows: list[tuple[Place, Tokens]]) -> pyarrow.Table:
@@ -138,16 +157,6 @@ class ShardFile:
         return pyarrow.Table.from_pydict(columns | kept, schema=self.schema)
 
 
-def read_notes(path: Path) -> dict | None:
-    """What the metadata of a shard's file says, and its `rows` and `bytes`; None if there is no whole file."""
-    try:
-        metadata = parquet.read_metadata(path)
-        notes = json.loads(metadata.metadata[METADATA_KEY.encode()])
-        return notes | {"rows": metadata.num_rows, "bytes": os.stat(path).st_size}
-    except (OSError, pyarrow.ArrowInvalid, KeyError, TypeError, ValueError):
-        return None
-
-
 def write_summary(folder: Path, description: dict, other: dict) -> dict:
     """Write manifest, skipped rows and card of a complete run of this `description`, with the files of `other` kinds
     that its source holds; returns the manifest.
@@ -159,26 +168,32 @@ def write_summary(folder: Path, description: dict, other: dict) -> dict:
     with atomic_path(folder / "skipped.jsonl") as temporary, temporary.open("w", encoding="utf-8") as lines:
         for number in range(description["shards"]):
             path = shard_path(folder, description["split"], number, description["shards"])
-            notes = read_notes(path)
-            if notes is None:
-                raise ValueError(f"{path.name}: missing or damaged, allowed: whole; the same command makes it anew")
+            try:
+                notes = read_notes(path)
+            except ValueError as error:
+                raise ValueError(f"{path.name}: {error}; the same command makes it anew") from None
             skipped += notes["skipped"][: not skipped]
             for entry in notes["skipped"]:
                 lines.write(json.dumps({"shard": number} | entry, ensure_ascii=False) + "\n")
             counts = {name: notes[name] for name in ("rows", "samples", "frames", "bytes")}
             counts["skipped"] = len(notes["skipped"])
-            files.append({"file": f"data/{path.name}"} | counts)
+            files.append({"file": f"data/{path.name}"} | counts | {"checksum": notes["checksum"]})
             totals = {name: totals[name] + counts[name] for name in totals}
     if totals["rows"] == 0:
         first = f", the first: {skipped[0]['reason']}" if skipped else ""
         raise ValueError(f"none of {totals['skipped']} clips gives audio{first}")
     provenance = description["provenance"]
     totals["hours"] = round(totals["samples"] / provenance["sampling_rate"] / 3600, 6)
-    manifest = {"format": 1} | description | {"totals": totals, "other_files": other, "files": files}
+    manifest = {"format": 1, "run": description_hash(description)} | description
+    manifest |= {"totals": totals, "other_files": other}
     with atomic_path(folder / "README.md") as temporary:
         temporary.write_text("\n".join(_card(manifest)), encoding="utf-8")
+    beside = ("run.json", "skipped.jsonl")  # and not the card, which is its owner's to change
+    manifest["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in beside}
+    manifest["files"] = files
+    text = f'{{"checksum": "{BLANK}",{json.dumps(manifest, indent=1)[1:]}'
     with atomic_path(folder / "manifest.json") as temporary:  # last: with it the folder is complete
-        temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        temporary.write_bytes(seal(text.encode()))
     return manifest
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from modeling_encodec.processors.audio_kinds import AUDIO_SUFFIXES
 from modeling_encodec.processors.corpus.files import ARCHIVE_SUFFIXES, folder_source, manifest_source
-from modeling_encodec.processors.corpus.rows import Row, Shard, Source, refuse_options
+from modeling_encodec.processors.corpus.rows import Reach, Row, Shard, Source, refuse_options
 from modeling_encodec.processors.corpus.tables import dataset_source, parquet_source, stored_source
 from modeling_encodec.processors.corpus.tars import tar_source
 from modeling_encodec.training.options import CorpusConfig
@@ -35,6 +35,7 @@ def open_source(
     streaming: bool | None = None,
     shard_rows: int | None = None,
     shard_bytes: int | None = None,
+    allow_urls: bool = False,
 ) -> Source:
     """List a corpus.
 
@@ -54,6 +55,8 @@ def open_source(
         shard_rows: most rows of a shard of files or of a stored dataset; by default a 64th of the corpus, within 16
             and 1024.
         shard_bytes: about so many bytes of files; by default a 64th of the corpus, within 8 and 256 MiB.
+        allow_urls: open whatever URL a row of a table names; by default none but those of the Hub's dataset that
+            `source` is.
 
     Raises:
         FileNotFoundError: if there is no such source.
@@ -64,10 +67,11 @@ def open_source(
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, allowed: at least 1")
     keep = tuple(dict.fromkeys([keep] if isinstance(keep, str) else keep))
+    reach = Reach(("",) if allow_urls else ())
     given = {"subset": subset, "revision": revision, "streaming": streaming}
     if not isinstance(source, (str, os.PathLike)):
         _refuse_given(given, "the dataset", "is at hand")
-        return dataset_source(source, "dataset", keep, column, shard_rows)
+        return dataset_source(source, "dataset", keep, column, shard_rows, reach=reach)
     path = Path(os.path.abspath(source))
     saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
     if saved or not path.exists():
@@ -76,12 +80,12 @@ def open_source(
             raise FileNotFoundError(f"{source}: no such folder, file or dataset")
         config = CorpusConfig(path.name if saved else str(source), str(source), "dataset", split=split, subset=subset)
         config.streaming = not saved if streaming is None else streaming
-        return stored_source(config, keep, column, shard_rows, revision=revision, saved=saved)
+        return stored_source(config, keep, column, shard_rows, revision=revision, saved=saved, reach=reach)
     _refuse_given(given, source, "is no dataset")
     if path.is_dir():
-        return _of_folder(path, keep, column, shard_rows, shard_bytes)
+        return _of_folder(path, keep, column, shard_rows, shard_bytes, reach)
     if path.suffix in ARCHIVE_SUFFIXES:
-        return _of_archives(path.parent, [(path.name, path.stat())], path.name, keep, column)
+        return _of_archives(path.parent, [(path.name, path.stat())], path.name, keep, column, reach)
     if path.suffix in MANIFEST_SUFFIXES:
         return manifest_source(path, keep, column, shard_rows, shard_bytes)
     allowed = ", ".join((*ARCHIVE_SUFFIXES, *MANIFEST_SUFFIXES))
@@ -95,7 +99,12 @@ def _refuse_given(options: dict, source, why: str) -> None:
 
 
 def _of_folder(
-    folder: Path, keep: tuple[str, ...], column: str | None, shard_rows: int | None, shard_bytes: int | None
+    folder: Path,
+    keep: tuple[str, ...],
+    column: str | None,
+    shard_rows: int | None,
+    shard_bytes: int | None,
+    reach: Reach,
 ) -> Source:
     source, archives = folder_source(folder, shard_rows, shard_bytes)
     kinds = {os.path.splitext(name)[1] for name, _ in archives} | ({"audio files"} if source.shards else set())
@@ -105,11 +114,14 @@ def _of_folder(
         there = "".join(f"; {line}" for line in source.other.lines())
         raise ValueError(f"{folder}: holds {holds}, allowed: audio ({allowed}) of one kind, or a saved dataset{there}")
     if archives:
-        return replace(_of_archives(folder, archives, folder.name, keep, column), other=source.other)
+        return replace(_of_archives(folder, archives, folder.name, keep, column, reach), other=source.other)
     refuse_options(folder, keep, column, [])
     return source
 
 
-def _of_archives(folder: Path, files: list, name: str, keep: tuple[str, ...], column: str | None) -> Source:
-    make = tar_source if files[0][0].endswith(".tar") else parquet_source
-    return make(folder, files, name, keep, column)
+def _of_archives(
+    folder: Path, files: list, name: str, keep: tuple[str, ...], column: str | None, reach: Reach
+) -> Source:
+    if files[0][0].endswith(".tar"):
+        return tar_source(folder, files, name, keep, column)
+    return parquet_source(folder, files, name, keep, column, reach)

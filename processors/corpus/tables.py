@@ -6,7 +6,8 @@ its row groups. Audio stays encoded, so that torchcodec is not needed.
 """
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,10 +17,12 @@ import numpy as np
 import pyarrow
 
 from modeling_encodec.inputs_encodec import audio_array
+from modeling_encodec.processors.audio_files import file_fault
 from modeling_encodec.processors.corpus.rows import (
     LEAST_ROWS,
     MOST_ROWS,
     Listing,
+    Reach,
     Row,
     Shard,
     Source,
@@ -29,7 +32,7 @@ from modeling_encodec.processors.corpus.rows import (
     safe_name,
     shard_share,
 )
-from modeling_encodec.training.clips import Location
+from modeling_encodec.training.clips import Location, failure
 from modeling_encodec.training.corpora import audio_column, encoded_audio, load_dataset, refuse
 from modeling_encodec.training.options import CorpusConfig
 from modeling_encodec.training.segments import cut_location, segment_keys
@@ -38,7 +41,9 @@ from modeling_encodec.training.segments import cut_location, segment_keys
 TABLE_ROWS = 16  # that are in memory at a time
 
 
-def parquet_source(folder: Path, files: list, name: str, keep: tuple[str, ...], column: str | None) -> Source:
+def parquet_source(
+    folder: Path, files: list, name: str, keep: tuple[str, ...], column: str | None, reach: Reach
+) -> Source:
     """Parquet files of a `folder`, as (name, state), a shard each; see `open_source`, also for its ValueErrors."""
     listing = Listing()
     sizes = [listing.add(*file) for file in files]
@@ -46,11 +51,11 @@ def parquet_source(folder: Path, files: list, name: str, keep: tuple[str, ...], 
     column = choose_column(name, schema.names, column, typed=list(_features(schema, "Audio")))
     types = _kept_types(name, schema, keep, column)
     shards = [
-        ParquetShard(number, size, str(folder / file), safe_name(file), column, types)
+        ParquetShard(number, size, str(folder / file), safe_name(file), column, types, reach)
         for number, (size, (file, _)) in enumerate(zip(sizes, files))
     ]
     about = {"kind": "parquet", "name": safe_name(name)} | listing.describe()
-    return Source("B", shards, types, about | {"keep": list(keep), "column": column})
+    return Source("B", shards, types, about | {"keep": list(keep), "column": column, "urls": list(reach.urls)})
 
 
 def stored_source(
@@ -61,16 +66,18 @@ def stored_source(
     *,
     revision: str | None,
     saved: bool,
+    reach: Reach,
 ) -> Source:
     """A dataset of the Hub, or `saved` by `save_to_disk`; see `open_source`, also for its ValueErrors."""
     if saved and (config.subset, revision) != (None, None):
         name, value = ("subset", config.subset) if config.subset is not None else ("revision", revision)
         raise ValueError(f"{config.source}: {name} is {value!r}, allowed: none, since it is a saved dataset")
     if saved:
-        return dataset_source(load_dataset(config), config.name, keep, column, shard_rows)
+        return dataset_source(_loaded(config), config.name, keep, column, shard_rows, reach=reach)
     commit = _commit(config.source, revision)
     dataset = load_dataset(config, revision=commit)
-    source = dataset_source(dataset, config.name, keep, column, shard_rows, commit=commit)
+    reach = Reach((*reach.urls, *_hub_urls(config.source)), _caches())
+    source = dataset_source(dataset, config.name, keep, column, shard_rows, commit=commit, reach=reach)
     source.description.update(split=config.split, subset=config.subset)
     return source
 
@@ -82,6 +89,7 @@ def dataset_source(
     column: str | None,
     shard_rows: int | None,
     *,
+    reach: Reach,
     commit: str | None = None,
 ) -> Source:
     """A `datasets.Dataset` or `IterableDataset`, of a Hub's `commit` if one is given; see `open_source`, also for its
@@ -95,13 +103,14 @@ def dataset_source(
     column = choose_column(name, schema.names, column, typed=list(_features(schema, "Audio")))
     types = _kept_types(name, schema, keep, column)
     about = {"kind": "dataset" if stored else "stream", "name": name, "keep": list(keep), "column": column}
+    about["urls"] = list(reach.urls)
     if stored:
         shard_rows = shard_rows or shard_share(len(dataset), LEAST_ROWS, MOST_ROWS)
         about |= {"rows": len(dataset), "fingerprint": dataset._fingerprint, "shard_rows": shard_rows}
     else:
         about |= {"shards": dataset.num_shards, "fingerprint": commit or _stream_fingerprint(dataset)}
     dataset = audio_column(CorpusConfig(name, name, column=column), dataset, keep=keep)
-    table = _Columns(column, types, _labels(schema))
+    table = _Columns(column, types, _labels(schema), reach)
     if stored:
         starts = range(0, len(dataset), shard_rows)
         sizes = [min(shard_rows, len(dataset) - start) for start in starts]
@@ -121,20 +130,35 @@ class _Columns:
     audio: str
     kept: dict[str, pyarrow.DataType]
     labels: dict[str, list[str]]
+    reach: Reach
 
     def rows(self, table: pyarrow.Table | pyarrow.RecordBatch, name: str, first: int) -> Iterator[Row]:
         """The rows of a table whose first has the number `first`."""
         audio = table.column(self.audio)
-        kept = {column: self._values(table.column(column), column) for column in self.kept}
-        parts = {key: table.column(key).to_pylist() for key in self.parts(table.schema)}
+        kept = {column: _each(table.column(column), partial(self._values, column=column)) for column in self.kept}
+        parts = {key: _each(table.column(key), _python_values) for key in self.parts(table.schema)}
         for row in range(table.num_rows):
             title = f"{name} {first + row:06d}"
-            location = _location(title, audio[row])
+            values = {column: kept[column][row] for column in kept}
             try:
-                location = cut_location(location, {key: parts[key][row] for key in parts})
-            except ValueError as error:
-                location = partial(refuse, title, str(error))
-            yield Row(title, location, {column: kept[column][row] for column in kept})
+                for column, value in (values | {key: parts[key][row] for key in parts}).items():
+                    if isinstance(value, BadValue):
+                        raise ValueError(f"{column}: {value.reason}")
+                location = cut_location(self._location(title, audio[row]), {key: parts[key][row] for key in parts})
+            except Exception as error:  # of whatever kind: the row is at fault, and not its shard
+                location = partial(refuse, title, failure(error))
+            yield Row(title, location, {k: None if isinstance(v, BadValue) else v for k, v in values.items()})
+
+    def _location(self, name: str, value: pyarrow.Scalar) -> Location | dict:
+        kind = value.type
+        if pyarrow.types.is_struct(kind) and {"array", "sampling_rate"} <= set(kind.names) and value.is_valid:
+            return _array(name, value["array"], value["sampling_rate"].as_py())
+        location = encoded_audio(name, value.as_py())[1]
+        if not isinstance(location, str):
+            return location
+        if reason := self.reach.fault(location):
+            raise ValueError(reason)
+        return RemoteFile(location) if "://" in location else location
 
     def parts(self, schema: pyarrow.Schema) -> list[str]:
         """The columns that may say which part of a recording a row means."""
@@ -142,8 +166,7 @@ class _Columns:
 
     def _values(self, values: pyarrow.Array | pyarrow.ChunkedArray, column: str) -> list:
         if column in self.labels:
-            texts = self.labels[column]  # -1 is the label of what has none
-            return [None if value in (None, -1) else texts[value] for value in values.to_pylist()]
+            return [_label(value, self.labels[column]) for value in values.to_pylist()]
         return (values if values.type == self.kept[column] else values.cast(self.kept[column])).to_pylist()
 
 
@@ -155,6 +178,7 @@ class ParquetShard(Shard):
     name: str
     column: str
     kept: dict[str, pyarrow.DataType]
+    reach: Reach
 
     def rows(self) -> Iterator[Row]:
         """Its rows."""
@@ -163,7 +187,7 @@ class ParquetShard(Shard):
             missing = [name for name in columns if name not in file.schema_arrow.names]
             if missing:
                 raise ValueError(f"has no column {missing[0]!r}, allowed: the columns of the corpus's first file")
-            table = _Columns(self.column, self.kept, _labels(file.schema_arrow))
+            table = _Columns(self.column, self.kept, _labels(file.schema_arrow), self.reach)
             columns = list(dict.fromkeys([*columns, *table.parts(file.schema_arrow)]))
             for batch in file.iter_batches(TABLE_ROWS, columns=columns):
                 yield from table.rows(batch, f"{self.name} row", first)
@@ -234,11 +258,38 @@ class RemoteFile:
             return file.read()
 
 
-def _location(name: str, value: pyarrow.Scalar) -> Location | dict:
-    if pyarrow.types.is_struct(value.type) and {"array", "sampling_rate"} <= set(value.type.names) and value.is_valid:
-        return _array(name, value["array"], value["sampling_rate"].as_py())
-    location = encoded_audio(name, value.as_py())[1]
-    return RemoteFile(location) if isinstance(location, str) and "://" in location else location
+@dataclass(frozen=True)
+class BadValue:
+    """A value of a table that cannot be had, and why."""
+
+    reason: str
+
+
+def _each(values: pyarrow.Array | pyarrow.ChunkedArray, convert: Callable) -> list:
+    """All values converted, together or, if that fails, each by itself, with a `BadValue` for those that fail."""
+    try:
+        return convert(values)
+    except Exception:  # of whichever: the value at fault is looked for
+        pass
+    found = []
+    for row in range(len(values)):
+        try:
+            found += convert(values.slice(row, 1))
+        except Exception as error:
+            found.append(BadValue(failure(error)))
+    return found
+
+
+def _python_values(values: pyarrow.Array | pyarrow.ChunkedArray) -> list:
+    return values.to_pylist()
+
+
+def _label(value: int | None, texts: list[str]) -> str | None:
+    if value in (None, -1):  # -1 is the label of what has none
+        return None
+    if not 0 <= value < len(texts):
+        raise ValueError(f"label is {value}, allowed: -1 to {len(texts) - 1}")
+    return texts[value]
 
 
 def _array(name: str, value: pyarrow.Scalar, rate) -> Location | dict:
@@ -270,7 +321,12 @@ def _features(schema: pyarrow.Schema, kind: str) -> dict[str, dict]:
 
 
 def _labels(schema: pyarrow.Schema) -> dict[str, list[str]]:
-    return {column: feature["names"] for column, feature in _features(schema, "ClassLabel").items()}
+    named = {column: feature.get("names") for column, feature in _features(schema, "ClassLabel").items()}
+    return {
+        column: names
+        for column, names in named.items()
+        if isinstance(names, list) and all(isinstance(name, str) for name in names)
+    }
 
 
 def _kept_types(source: str, schema: pyarrow.Schema, keep: tuple[str, ...], column: str) -> dict:
@@ -280,7 +336,9 @@ def _kept_types(source: str, schema: pyarrow.Schema, keep: tuple[str, ...], colu
 
 
 def _plain(kind: pyarrow.DataType) -> pyarrow.DataType:
-    """What a type of somebody's own is stored as."""
+    """What a type of somebody's own, or a dictionary, is stored as."""
+    if pyarrow.types.is_dictionary(kind):
+        return kind.value_type
     return kind.storage_type if isinstance(kind, pyarrow.BaseExtensionType) else kind
 
 
@@ -288,6 +346,8 @@ def _plain(kind: pyarrow.DataType) -> pyarrow.DataType:
 def _parquet_file(path: str | Path) -> Iterator:
     from pyarrow.parquet import ParquetFile
 
+    if fault := file_fault(path):
+        raise ValueError(fault)
     # Read piece by piece: else a row group, which may be all of the file, is fetched at once.
     with open(path, "rb") as file, ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as parquet:
         yield parquet
@@ -313,6 +373,36 @@ def _commit(source: str, revision: str | None) -> str | None:
         return HfApi().dataset_info(source, revision=revision).sha
     except Exception:  # of whichever HTTP package the client uses
         return revision  # the dataset is in the cache, or `datasets` says what is wrong
+
+
+def _hub_urls(source: str) -> tuple[str, ...]:
+    """How the URLs of a Hub dataset's own files begin."""
+    from huggingface_hub.constants import ENDPOINT
+
+    return f"hf://datasets/{source}@", f"hf://datasets/{source}/", f"{ENDPOINT}/datasets/{source}/resolve/"
+
+
+def _caches() -> tuple[str, ...]:
+    """Where files lie that `datasets` and the Hub's client have loaded."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = (HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
+    return tuple(os.path.realpath(folder) for folder in folders)
+
+
+def _loaded(config: CorpusConfig):
+    """A saved dataset.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        return load_dataset(config)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # of whatever kind: its files are read as they are
+        raise ValueError(f"{config.source}: {failure(error).removeprefix(f'corpus {config.name!r}: ')}") from None
 
 
 def _stream_fingerprint(dataset) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pyarrow
 
+from modeling_encodec.processors.audio_files import file_fault
 from modeling_encodec.processors.corpus.rows import (
     Listing,
     Row,
@@ -26,10 +27,14 @@ from modeling_encodec.processors.corpus.rows import (
     one_line_reasons,
     safe_name,
 )
-from modeling_encodec.training.clips import Location
+from modeling_encodec.training.clips import Location, UnusableClip
 from modeling_encodec.training.corpora import refuse
 
 
+KINDS = {
+    tarfile.LNKTYPE: "link", tarfile.SYMTYPE: "link", tarfile.FIFOTYPE: "named pipe", tarfile.CHRTYPE: "device",
+    tarfile.BLKTYPE: "device",
+}  # fmt: skip
 PEEKED_MEMBERS = 1000  # of a tar that tell which columns there are
 # A sample's key and column in the name of a member, by WebDataset's convention; hidden files are no members.
 MEMBER_NAME = re.compile(r"(?:\./)?((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
@@ -62,16 +67,18 @@ class TarShard(Shard):
     def rows(self) -> Iterator[Row]:
         """Its rows."""
         names = UniqueNames()
-        with one_line_reasons(self.name), tarfile.open(self.path, "r:") as tar:
+        with one_line_reasons(self.name), _open_tar(self.path) as tar:
             for key, members in _samples(_members(tar)):
                 name = names.add(f"{self.name}/{safe_name(key)}" if self.several else safe_name(key))
                 location = self._location(name, members)
                 kept = dict.fromkeys(self.keep)
                 for column in set(self.keep) & members.keys():
                     try:
-                        kept[column] = tar.extractfile(members[column]).read().decode("utf-8")
+                        kept[column] = TarMember(self.path, members[column])().decode("utf-8")
                     except UnicodeDecodeError:
                         location = partial(refuse, name, f"{column} is no text, allowed: UTF-8")
+                    except UnusableClip as error:
+                        location = partial(refuse, name, f"{column} {error.reason}")
                 yield Row(name, location, kept)
 
     def _location(self, name: str, members: dict[str, tarfile.TarInfo]) -> Location:
@@ -80,24 +87,30 @@ class TarShard(Shard):
         if len(found) != 1:
             allowed = f"one of {self.column}" if self.column else "one, or the name of a column"
             return partial(refuse, name, f"has {len(found)} members of audio, allowed: {allowed}")
-        if found[0].issparse():
-            return partial(refuse, name, "is a sparse member of a tar, allowed: whole ones")
-        return TarMember(self.path, found[0].offset_data, found[0].size)
+        return TarMember(self.path, found[0])
 
 
-@dataclass(frozen=True)
 class TarMember:
     """A file in a tar, read when called."""
 
-    path: str
-    offset: int
-    size: int
+    def __init__(self, path: str, member: tarfile.TarInfo):
+        self.path, self.name, self.offset, self.size = path, member.name, member.offset_data, member.size
+        kind = "file" if member.isreg() else next((word for type_, word in KINDS.items() if member.type == type_), "?")
+        self.kind = "sparse file" if member.issparse() else kind
 
     def __call__(self) -> bytes:
-        """Its bytes."""
+        """Its bytes; an UnusableClip if it is no whole file, of which nothing is followed or made."""
+        if self.kind != "file":
+            refuse(self.name, f"is a {self.kind} in the tar, allowed: a whole file")
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
+
+
+def _open_tar(path: str) -> tarfile.TarFile:
+    if fault := file_fault(path):
+        raise ValueError(fault)
+    return tarfile.open(path, "r:")
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -107,9 +120,13 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         ValueError: after the last that can be read, if the tar does not end as it should.
         tarfile.ReadError: if it ends within a file.
     """
+    place = -1
     while (member := tar.next()) is not None:
         tar.members.clear()
-        if member.isreg():
+        if tar.offset <= place:
+            raise ValueError(f"damaged: the member after {place} bytes has a size below 0")
+        place = tar.offset
+        if not member.isdir():
             yield member
     # `tarfile` takes a header that is damaged, or not there, for the end.
     tar.fileobj.seek(tar.offset)
@@ -150,9 +167,9 @@ def _columns(name: str, paths: list[str], keep: tuple, column: str | None) -> tu
 def _first_samples(path: str) -> list[dict]:
     members = []
     try:
-        with tarfile.open(path, "r:") as tar:
+        with _open_tar(path) as tar:
             for member in itertools.islice(_members(tar), PEEKED_MEMBERS):
                 members.append(member)
-    except (OSError, ValueError, tarfile.TarError):
+    except Exception:
         pass  # it is met, and reported, when its shard is
     return [sample for _, sample in _samples(members)]

@@ -8,6 +8,7 @@ shards r, r + w, ...; started by `torchrun` or `accelerate launch`, on as many m
 
 import importlib.metadata
 import itertools
+import logging
 import math
 import os
 import time
@@ -30,6 +31,7 @@ from modeling_encodec.processors.audio_tokens import (
     one_thread,
     process_device,
 )
+from modeling_encodec.processors.corpus.checksums import MISSING, description_hash, find_shard_faults
 from modeling_encodec.processors.corpus.loading import (
     Block,
     Clips,
@@ -44,7 +46,6 @@ from modeling_encodec.processors.corpus.shards import (
     MOST_SHARDS,
     SUMMARY_FILES,
     ShardFile,
-    read_notes,
     shard_path,
     token_schema,
     write_summary,
@@ -53,6 +54,8 @@ from modeling_encodec.processors.corpus.sources import Shard, Source
 from modeling_encodec.run_folder import Processes, join_processes, start_run
 from modeling_encodec.streaming import StreamingEncoder, signal_pieces
 
+
+logger = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 10  # of a long clip that travel at a time, at least
 PACKAGES = ("modeling-encodec", "torch", "numpy", "soxr")
@@ -170,7 +173,10 @@ def _make_missing(run: Tokenization, maker: "ShardMaker", processes: Processes, 
     if processes.from_first(description) != description:
         raise ValueError(f"process {processes.number} does not see what the first one sees, allowed: equal sources")
     # Of the first one: none begins before it knows, and a shared folder may show each something else.
-    missing = processes.from_first(missing_shards(run) if processes.number == 0 else [])
+    missing = processes.from_first(missing_shards(run, whole=False) if processes.number == 0 else [])
+    there = sorted({shard.number for shard in run.source.shards} - set(missing))
+    damaged = missing_shards(run, there[processes.number :: processes.count])
+    missing = sorted(itertools.chain(missing, *processes.from_all(damaged)))
     mine = missing[processes.number :: processes.count]
     with _Progress(run, mine, processes.count, shown=shown) as bar:
         broken = maker.make([run.source.shards[shard] for shard in mine], bar)
@@ -185,9 +191,17 @@ def begin_output(run: Tokenization, *, force: bool) -> AbstractContextManager:
     return start_run(run.describe(), run.folder, "data", SUMMARY_FILES, force=force)
 
 
-def missing_shards(run: Tokenization) -> list[int]:
-    """Numbers of the shards of which there is no whole file."""
-    return [shard.number for shard in run.source.shards if read_notes(run.path(shard.number)) is None]
+def missing_shards(run: Tokenization, numbers: Sequence[int] | None = None, *, whole: bool = True) -> list[int]:
+    """Of these shards, by default all, the ones of which there is no whole file of this run. What is wrong with those
+    that are there is logged. `whole`: read them to their end, not their footers alone."""
+    numbers = range(len(run.source.shards)) if numbers is None else numbers
+    digest = description_hash(run.describe())
+    expected = {run.path(number): {"shard": number, "run": digest} for number in numbers}
+    faults = dict(find_shard_faults(expected, whole=whole))
+    for path, reason in faults.items():
+        if reason != MISSING:
+            logger.warning("%s: %s; it is made anew", path.name, reason)
+    return [expected[path]["shard"] for path in faults]
 
 
 def finish_output(run: Tokenization, made: Sequence[int], seconds: float, waited: float) -> TokenizationReport:
@@ -215,7 +229,8 @@ class ShardMaker:
         self.loading = LoadingOptions(config, run.batch_seconds, block)
         self._files: dict[int, ShardFile] = {}
         self._long: dict[int, _LongClip] = {}
-        self._about = {"provenance": run.codec.provenance(run.num_quantizers)}
+        description = run.describe()
+        self._about = {"run": description_hash(description), "provenance": description["provenance"]}
 
     def make(self, shards: Sequence[Shard], progress: "Count") -> list[str]:
         """Make these shards; returns what is to be said of those that could not be read to their end."""
