@@ -13,6 +13,7 @@ LAYERS = {
     "inputs_encodec": -1,
     "processors.inputs_encodec": -1,
     "processors.upstream_encodec": -1,
+    "stop_signals": -1,
     "atomic": 0,
     "plots": 1,
     "run_folder": 1,
