@@ -284,7 +284,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def _restore(old: Path, target: Path) -> None:
     """Put back the folder that a killed process had moved away; or finish removing it."""
-    if not old.is_dir():
+    if not os.path.isdir(old):
         return
     try:
         lock = _lock(old)

@@ -93,8 +93,10 @@ def _is_closed_pipe(stream) -> bool:
         poll = select.poll()
         poll.register(stream.fileno(), 0)  # errors are always told
         return any(event & select.POLLERR for _, event in poll.poll(0))
-    except (AttributeError, OSError, ValueError):  # Windows; or no file at all
+    except AttributeError:  # Windows, where that cannot be asked
         return True
+    except (OSError, ValueError):  # no file at all
+        return False
 
 
 def _give_up_stdout() -> None:

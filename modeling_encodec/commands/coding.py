@@ -1,6 +1,7 @@
 """`encode`, `decode` and `info`: audio to .ecdc files and back."""
 
 import contextlib
+import io
 import shutil
 import sys
 import tempfile
@@ -328,6 +329,8 @@ def _standard(name: str) -> BinaryIO:
     stream = getattr(sys, name)
     if stream is None:
         raise ValueError(f"{name} is closed, allowed: open, for '-'")
+    if isinstance(stream.buffer, io.RawIOBase):  # of `python -u`; it may write a part and say nothing
+        return open(stream.fileno(), stream.buffer.mode, closefd=False)
     return stream.buffer
 
 

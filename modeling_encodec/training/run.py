@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from modeling_encodec.atomic import clear_partials
+from modeling_encodec.atomic import atomic_path, clear_partials
 from modeling_encodec.conversion.push_to_hub import make_repository, push_folder
 from modeling_encodec.run_folder import OwnFolder, Processes
 from modeling_encodec.stop_signals import SIGNALS
@@ -163,7 +163,8 @@ class TrainingRun:
             return learn(batch, self.update)
         except NonFiniteLoss as error:
             path = self.folder / f"nonfinite_{self.update}_{self.accelerator.process_index}.safetensors"
-            save_file({name: batch.cpu().contiguous()}, path)
+            with atomic_path(path) as temporary:
+                save_file({name: batch.cpu().contiguous()}, temporary)
             raise NonFiniteLoss(f"update {self.update}: {error}; the batch is in {path}") from None
 
     def say(self, values: dict[str, float]) -> None:

@@ -120,7 +120,7 @@ class ShardFile:
 
     def _open(self) -> parquet.ParquetWriter:
         if self._writer is None:
-            temporary = self._stack.enter_context(atomic_path(self.path))
+            temporary = self._stack.enter_context(atomic_path(self.path, durable=True))
             # Codes are spread evenly over a dictionary's 10 bits; zstd takes what little is left.
             self._writer = parquet.ParquetWriter(temporary, self.schema, compression="zstd")
         return self._writer
@@ -177,7 +177,7 @@ def write_summary(folder: Path, description: dict, other: dict) -> dict:
     manifest = {"format": 1} | description | {"totals": totals, "other_files": other, "files": files}
     with atomic_path(folder / "README.md") as temporary:
         temporary.write_text("\n".join(_card(manifest)), encoding="utf-8")
-    with atomic_path(folder / "manifest.json") as temporary:  # last: with it the folder is complete
+    with atomic_path(folder / "manifest.json", durable=True) as temporary:  # last: with it the folder is complete
         temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return manifest
 
