@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from modeling_encodec.atomic import atomic_path
 from modeling_encodec.bitstream.fingerprints import stream_fingerprint
 from modeling_encodec.kernels_encodec import Conv1d, ConvTranspose1d
 from modeling_encodec.modeling_encodec import EncodecModel
@@ -160,7 +161,8 @@ def _export(
         verbose=False,
     )
     program.model.metadata_props.update(about or {})
-    program.save(path, external_data=False)
+    with atomic_path(path) as temporary:
+        program.save(temporary, external_data=False)
     return path
 
 

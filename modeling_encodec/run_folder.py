@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from modeling_encodec.atomic import atomic_path
+from modeling_encodec.atomic import PARTIAL, atomic_path, clear_partials
 
 
 T = TypeVar("T")
@@ -37,22 +37,19 @@ def start_run(
     """
     begun = folder / "run.json"
     if not begun.exists() and folder.exists():
-        others = [path.name for path in folder.iterdir() if not fnmatch(path.name, ".run-*.json")]
+        others = [path.name for path in folder.iterdir() if not fnmatch(path.name, f".run{PARTIAL}*.json")]
         if set(others) - {".lock"}:
             raise FileExistsError(f"{folder} holds other things, allowed: a new folder, or that of this run")
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        stack.enter_context(_keep_others_out(folder))
+        stack.enter_context(OwnFolder(folder))
         if begun.exists() and not force:
             _check_same(description, begun)
         for name in finals:
             (folder / name).unlink(missing_ok=True)
         for path in (folder / results).glob("*" if force else ".*"):
             path.unlink()
-        for name in ("run.json", *finals):
-            for path in folder.glob(f".{Path(name).stem}-*{Path(name).suffix}"):
-                path.unlink()
-        with atomic_path(begun) as temporary:
+        with atomic_path(begun, durable=True) as temporary:
             temporary.write_text(json.dumps(description, indent=1))
         (folder / results).mkdir(exist_ok=True)
         return stack.pop_all()
@@ -103,6 +100,46 @@ def join_processes() -> Processes:
     # A process that is done waits for the slowest, for as long as that takes.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
     return Processes(state.process_index, state.num_processes)
+
+
+class OwnFolder:
+    """A folder in which no other run works while the block lasts; what killed processes began to write is removed.
+
+    Raises:
+        ValueError: if another run is at work there.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __enter__(self) -> "OwnFolder":
+        with ExitStack() as stack:
+            stack.enter_context(_keep_others_out(self.folder))
+            clear_partials(self.folder, owned=True)
+            self.opened = None
+            if os.name != "nt":  # as long as it is open no other folder gets its number
+                self.opened = os.open(self.folder, os.O_RDONLY)
+                stack.callback(os.close, self.opened)
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.stack.close()
+
+    def check(self) -> None:
+        """See that the folder is still there.
+
+        Raises:
+            FileNotFoundError: if it was deleted, or another one has its name now.
+        """
+        if self.opened is None:
+            return
+        try:
+            same = os.path.samestat(os.fstat(self.opened), os.stat(self.folder))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise FileNotFoundError(f"{self.folder}: deleted or replaced while the run was at work there")
 
 
 def _keep_others_out(folder: Path) -> AbstractContextManager:

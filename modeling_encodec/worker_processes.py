@@ -15,6 +15,8 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from modeling_encodec.stop_signals import SIGNALS
+
 
 POLL_SECONDS = 0.2  # how long a wait goes on before it is asked whether to stop
 END_SECONDS = 5  # that a process is given to end
@@ -170,7 +172,7 @@ class _stop_signals_blocked:
 
     def __enter__(self):
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
-            self.before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+            self.before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def __exit__(self, *error):
         if hasattr(signal, "pthread_sigmask"):
@@ -218,14 +220,16 @@ def _portable(error: BaseException) -> BaseException:
 def _begin() -> None:
     """One thread, and no end by signals that are meant for the main process.
 
-    Ctrl-C, `kill` on the process group and Slurm signal every process. The main process then saves and closes; were
-    the workers gone, it would fail first. So SIGTERM counts only when it comes from the main process, which sends it
-    to end workers; should that die, they notice within 2 s and end.
+    Ctrl-C, the end of a terminal, `kill` on the process group and Slurm signal every process. The main process then
+    saves and closes; were the workers gone, it would fail first. So SIGTERM counts only when it comes from the main
+    process, which sends it to end workers; should that die, they notice within 2 s and end.
     """
     import torch
 
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigtimedwait"):  # macOS, Windows
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])

@@ -10,8 +10,9 @@ stereo is refused, since there is no one right mix.
 
 import contextlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -327,8 +328,14 @@ def write_audio_blocks(
     options = {"format": "OGG", "subtype": "OPUS"} if form == "OPUS" else {"format": form}
     if form in ("WAV", "FLAC", "AIFF", "W64", "CAF", "AU"):
         options["subtype"] = "PCM_16"
-    with atomic_path(path) as temporary:
-        return _write(temporary, blocks, sampling_rate, rescale, options)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        if file.seekable():
+            return _write(file, blocks, sampling_rate, rescale, options)
+        with tempfile.TemporaryFile() as waiting:  # for a pipe: most formats end by going back to their header
+            clipping = _write(waiting, blocks, sampling_rate, rescale, options)
+            waiting.seek(0)
+            shutil.copyfileobj(waiting, file)
+            return clipping
 
 
 def _write(file, blocks: Iterable[np.ndarray], sampling_rate: int, rescale: bool, options: dict) -> Clipping:
@@ -340,9 +347,10 @@ def _write(file, blocks: Iterable[np.ndarray], sampling_rate: int, rescale: bool
             channels = len(block)
             if out is None:
                 # With `rescale` written first as it is, then read back and scaled.
-                waiting = stack.enter_context(tempfile.TemporaryFile()) if rescale else file
+                waiting = stack.enter_context(tempfile.TemporaryFile(buffering=0)) if rescale else file
                 kind = {"format": "RF64", "subtype": "FLOAT"} if rescale else options
-                out = stack.enter_context(soundfile.SoundFile(waiting, "w", sampling_rate, channels, **kind))
+                name = tempfile.gettempdir() if rescale else None
+                out = stack.enter_context(_sound_file(waiting, sampling_rate, channels, kind, name))
             outside, peak = outside + int((np.abs(block) > 1).sum()), max(peak, float(np.abs(block).max()))
             _write_block(out, block.T if rescale else block.T.clip(-1, 1))
         if out is None:
@@ -351,10 +359,63 @@ def _write(file, blocks: Iterable[np.ndarray], sampling_rate: int, rescale: bool
             out.close()
             waiting.seek(0)
             gain = RESCALED_PEAK / peak if peak > 1 else 1.0
-            with soundfile.SoundFile(file, "w", sampling_rate, channels, **options) as scaled:
+            with _sound_file(file, sampling_rate, channels, options) as scaled:
                 for block in AudioReader(waiting):
                     _write_block(scaled, block.T * np.float32(gain))
     return Clipping(outside, peak, rescale and peak > 1)
+
+
+class _WatchedFile:
+    """A binary file for libsndfile to write, which keeps the first error: on the way through C it would be lost."""
+
+    def __init__(self, file: BinaryIO, name: str | None):
+        self.file, self.name, self.error = file, name or getattr(file, "name", None), None
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of files; 0 after an error."""
+        return self._do(self.file.seek, offset, whence)
+
+    def tell(self) -> int:
+        """As of files; 0 after an error."""
+        return self._do(self.file.tell)
+
+    def flush(self) -> None:
+        """As of files, where there is something to flush."""
+        self._do(getattr(self.file, "flush", lambda: None))
+
+    def write(self, data: bytes) -> int:
+        """Write all of it; 0 after an error."""
+        left = memoryview(data)
+        while left and self.error is None:
+            written = self._do(self.file.write, left)
+            left = left[len(left) if written is None else written :]
+        return 0 if self.error else len(data)
+
+    def _do(self, call: Callable, *arguments) -> int | None:
+        if self.error is None:
+            try:
+                return call(*arguments)
+            except BaseException as error:  # also that of a signal
+                self.error = error
+                if isinstance(error, OSError) and error.filename is None and isinstance(self.name, str):
+                    self.error = OSError(error.errno, error.strerror, self.name)
+        return 0
+
+
+@contextlib.contextmanager
+def _sound_file(
+    target: BinaryIO, sampling_rate: int, channels: int, options: dict, name: str | None = None
+) -> Iterator[soundfile.SoundFile]:
+    """`target`, which errors call `name`, as a sound file to write; raises what the system says where libsndfile has
+    only "System error."."""
+    file = _WatchedFile(target, name)
+    try:
+        with soundfile.SoundFile(file, "w", sampling_rate, channels, **options) as out:
+            yield out
+        file.flush()
+    finally:
+        if file.error is not None:
+            raise file.error from None
 
 
 def _write_block(out: soundfile.SoundFile, samples: np.ndarray) -> None:

@@ -18,6 +18,7 @@ LAYERS = {
     "checked_config_encodec": -1,
     "loading_encodec": -1,
     "processors.upstream_encodec": -1,
+    "stop_signals": -1,
     "atomic": 0,
     "plots": 1,
     "run_folder": 1,

@@ -205,9 +205,9 @@ def test_what_killed_processes_leave_is_removed(tokenize, corpus, whole, tmp_pat
     out = tmp_path / "out"
     (out / "data").mkdir(parents=True)
     (out / "data").rmdir()
-    (out / ".run-abc.json").write_text("{")  # of one that was killed when it began
+    (out / ".run.partial-0123abcd.json").write_text("{")  # of one that was killed when it began
     tokenize(corpus, out, *CUT)
-    for name in (".run-abc.json", ".manifest-abc.json", ".skipped-abc.jsonl", ".README-abc.md"):
+    for name in (".run.partial.json", ".manifest.partial.json", ".skipped.partial.jsonl", ".README.partial.md"):
         (out / name).write_text("{")
     tokenize(corpus, out, *CUT)
     assert files_of(out) == whole

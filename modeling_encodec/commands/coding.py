@@ -1,6 +1,7 @@
 """`encode`, `decode` and `info`: audio to .ecdc files and back."""
 
 import contextlib
+import io
 import shutil
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from typing import Annotated, BinaryIO
 
 import typer
 
+from modeling_encodec.atomic import atomic_path, named_errors
 from modeling_encodec.commands.shared import (
     Device,
     Force,
@@ -23,6 +25,7 @@ from modeling_encodec.commands.shared import (
     one_line,
     say,
 )
+from modeling_encodec.stop_signals import raise_if_stopped
 
 
 STREAM = "-"
@@ -94,8 +97,8 @@ def encode(
 
         encode_live(
             codec,
-            sys.stdin.buffer,
-            sys.stdout.buffer,
+            _standard("stdin"),
+            _standard("stdout"),
             num_quantizers=codec.config.num_quantizers_for_bandwidth(bandwidth),
             model_name=name_of(codec),
             mode=mode,
@@ -163,8 +166,8 @@ def decode(
 
         decode_live(
             models,
-            sys.stdin.buffer,
-            sys.stdout.buffer,
+            _standard("stdin"),
+            _standard("stdout"),
             mode=mode,
             conceal=conceal,
             other_decoder=other_decoder,
@@ -280,6 +283,8 @@ def _run(job: Callable[[str, str], None], jobs: list[tuple[str, str]], verb: str
     for source, target in tqdm(jobs, desc=verb, unit="file", disable=len(jobs) == 1 or not sys.stderr.isatty()):
         try:
             job(source, target)
+        except BrokenPipeError:  # nobody reads the results
+            raise
         except (ValueError, OSError, RuntimeError) as error:
             message = one_line(error)
             message = message if source in message else f"{source}: {message}"
@@ -297,25 +302,36 @@ def _open_source(source: str) -> Iterator[BinaryIO]:
         with open(source, "rb") as file:
             yield file
         return
-    with tempfile.TemporaryFile() as file:  # audio files are read with seeks, which a pipe has not
-        shutil.copyfileobj(sys.stdin.buffer, file)
+    # Audio files are read with seeks, which a pipe has not.
+    with named_errors(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
+        shutil.copyfileobj(_standard("stdin"), file)
         file.seek(0)
         yield file
 
 
 @contextlib.contextmanager
 def _open_target(target: str) -> Iterator[BinaryIO]:
-    from modeling_encodec.atomic import atomic_path
-
     if target == STREAM:
-        with tempfile.TemporaryFile() as file:
+        stdout = _standard("stdout")
+        with named_errors(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
             yield file
             file.seek(0)
-            shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+            with named_errors("stdout"):
+                shutil.copyfileobj(file, stdout)
+                stdout.flush()
         return
     with atomic_path(target) as temporary, open(temporary, "wb") as file:
         yield file
+
+
+def _standard(name: str) -> BinaryIO:
+    """The bytes of stdin or stdout."""
+    stream = getattr(sys, name)
+    if stream is None:
+        raise ValueError(f"{name} is closed, allowed: open, for '-'")
+    if isinstance(stream.buffer, io.RawIOBase):  # of `python -u`; it may write a part and say nothing
+        return open(stream.fileno(), stream.buffer.mode, closefd=False)
+    return stream.buffer
 
 
 def _check_stream(stream: bool, paths: list[str], mode: str, **of_files: bool) -> None:
@@ -341,6 +357,7 @@ def _progress(blocks: Iterable, seconds: float | None, rate: int, name: str) -> 
         total=seconds and round(seconds, 1), desc=name, unit="s", leave=False, bar_format=form, disable=off
     ) as bar:
         for block in blocks:
+            raise_if_stopped()
             yield block
             bar.update(block.shape[1] / rate)
 

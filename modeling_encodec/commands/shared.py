@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -41,14 +41,15 @@ def load(name: str, device: str, kind: str = "EncodecModel"):
 
 def one_line(error: BaseException) -> str:
     """What went wrong, in one line."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def say(line: str) -> None:
-    """A line for whoever runs the command; results alone go to stdout."""
-    typer.echo(line, err=True)
+    """A line for whoever runs the command, if stderr is still open; results alone go to stdout."""
+    with suppress(OSError):
+        typer.echo(line, err=True)
 
 
 @contextmanager

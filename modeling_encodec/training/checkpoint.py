@@ -22,7 +22,7 @@ CHECKPOINT = "checkpoint.pt"
 
 def save_checkpoint(folder: Path, state: dict, config: RunConfig) -> None:
     """Write all that a run needs to go on, in one file that appears whole or not at all."""
-    with atomic_path(folder / CHECKPOINT) as temporary:
+    with atomic_path(folder / CHECKPOINT, durable=True) as temporary:
         torch.save({"config": dataclasses.asdict(config), **state}, temporary)
 
 
@@ -77,7 +77,7 @@ def _check_length(config: RunConfig, old: RunConfig, name: str, done: int) -> No
 
 def save_model(folder: Path, model: EncodecModel, weights: dict, discriminators: dict, config: RunConfig) -> None:
     """Write a model folder: codec with `weights`, feature extractor, discriminators and options beside it."""
-    with atomic_folder(folder / "model") as new:
+    with atomic_folder(folder / "model", durable=True) as new:
         model.save_pretrained(new, state_dict=dict(weights))  # a copy: saving may empty the dict that it is given
         EncodecFeatureExtractor.for_model(model.config).save_pretrained(new)
         if discriminators:

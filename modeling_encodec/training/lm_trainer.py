@@ -91,7 +91,7 @@ class LMTrainer(TrainingRun):
             self.update = state["update"]
             self.learner.load_state_dict(state["learner"])
             self.averages.load(state["average"])
-            self.reporter.load_state_dict(state["interval"], self.update)
+            self.reporter.load_state_dict(state["interval"])
         self.held_out = self._held_out_codes()
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ class LMTrainer(TrainingRun):
             lm.load_state_dict({name: tensor.cpu() for name, tensor in self.averages.weights().items()})
             if self.update == self.config.updates:
                 lm.quantize(self._calibration_codes())
-            with atomic_folder(self.folder / "model") as new:
+            with atomic_folder(self.folder / "model", durable=True) as new:
                 lm.save_pretrained(new)
                 (new / "training_config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         self.accelerator.wait_for_everyone()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from modeling_encodec.atomic import atomic_path
+from modeling_encodec.atomic import atomic_path, named_errors
 from modeling_encodec.training.options import RunConfig
 
 
@@ -33,8 +33,8 @@ class Reporter:
 
     def __enter__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.update == 0 and self.accelerator.is_main_process:
-            (self.folder / LOG).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
+        if self.accelerator.is_main_process:
+            self._drop_lines()
         options = {
             name: value if isinstance(value, (int, float, str, bool)) else json.dumps(value)
             for name, value in dataclasses.asdict(self.config).items()
@@ -65,7 +65,7 @@ class Reporter:
         self.accelerator.log(values, step=update)
         if self.accelerator.is_main_process:
             rounded = {name: float(f"{v:.6g}") if math.isfinite(v) else None for name, v in values.items()}
-            with open(self.folder / LOG, "a") as file:
+            with named_errors(self.folder / LOG), open(self.folder / LOG, "a") as file:
                 file.write(json.dumps({"update": update, **rounded, **more}) + "\n")
 
     def show_clips(self, update: int, rows: dict, sampling_rate: int, picture: Path) -> None:
@@ -92,22 +92,26 @@ class Reporter:
             self.known.add(name)
             logger.warning("skipped %s: %s", name, reason)
             self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.skip_list, "a") as file:
+            with named_errors(self.skip_list), open(self.skip_list, "a") as file:
                 file.write(json.dumps({"file": name, "reason": reason}) + "\n")
 
     def state_dict(self) -> dict:
         """The interval so far."""
         return {name: list(entry) for name, entry in self.sums.items()}
 
-    def load_state_dict(self, state: dict, update: int) -> None:
-        """Take up the interval, and drop what the log says of updates that are to be done again."""
-        self.sums, self.update = {name: list(entry) for name, entry in state.items()}, update
+    def load_state_dict(self, state: dict) -> None:
+        """Take up the interval."""
+        self.sums = {name: list(entry) for name, entry in state.items()}
+
+    def _drop_lines(self) -> None:
+        """Drop what the log says of updates that are to be done again, by a run that was stopped or killed."""
         path = self.folder / LOG
-        if not self.accelerator.is_main_process or not path.exists():
-            return
-        lines = [line for line in path.read_text().splitlines() if _update_of(line) <= update]
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in lines))
+        if self.update == 0:
+            path.unlink(missing_ok=True)
+        elif path.exists():
+            lines = [line for line in path.read_text().splitlines() if _update_of(line) <= self.update]
+            with atomic_path(path) as temporary:
+                temporary.write_text("".join(line + "\n" for line in lines))
 
 
 def _update_of(line: str) -> float:

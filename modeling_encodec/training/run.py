@@ -7,8 +7,8 @@ way, goes on from its last checkpoint with `resume=True` as if it had never been
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,7 +22,10 @@ from tqdm import tqdm
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from modeling_encodec.atomic import atomic_path, clear_partials
 from modeling_encodec.conversion.push_to_hub import make_repository, push_folder
+from modeling_encodec.run_folder import OwnFolder, Processes
+from modeling_encodec.stop_signals import SIGNALS
 from modeling_encodec.training.checkpoint import CHECKPOINT, load_checkpoint
 from modeling_encodec.training.mixing import batch_loader
 from modeling_encodec.training.optimization import NonFiniteLoss
@@ -46,15 +49,18 @@ class TrainingRun:
         """Begin the run of `config`, or take it up again.
 
         Raises:
-            ValueError: for options that do not fit one another, or a checkpoint of another run.
+            ValueError: for options that do not fit one another, a checkpoint of another run, or another process at
+                work in the output folder.
             FileExistsError: if the output folder holds a run that is not to be resumed.
             FileNotFoundError: if there is no checkpoint to resume from.
         """
         self.config, self.folder = config, Path(config.output)
-        if not config.resume and (self.folder / CHECKPOINT).exists():
-            raise FileExistsError(f"{self.folder} holds a run: --resume goes on with it, or choose another output")
-        self.state = load_checkpoint(self.folder, config) if config.resume else None
         self.accelerator = make_accelerator(config)
+        self.own: OwnFolder | None = None  # of the main process
+        with self._own_folder(make=False):  # a run that is at work there is better known now
+            if not config.resume and (self.folder / CHECKPOINT).exists():
+                raise FileExistsError(f"{self.folder} holds a run: --resume goes on with it, or choose another output")
+            self.state = load_checkpoint(self.folder, config) if config.resume else None
         self.share = _share_of_batch(config, self.accelerator.num_processes)
         self.reporter = Reporter(self.folder, config, self.accelerator)
         self.update = 0
@@ -65,13 +71,16 @@ class TrainingRun:
 
         Raises:
             NonFiniteLoss: with every process's batch saved in the output folder.
-            ValueError: with `push_to`, as `push_folder`; so are PermissionError, ConnectionError and RuntimeError.
+            ValueError: if another process works in the output folder, or has done so since this run was begun; with
+                `push_to`, as `push_folder`; so are PermissionError, ConnectionError and RuntimeError.
+            FileNotFoundError: if the output folder was deleted.
         """
         self.started = time.monotonic()
         push_to = self.config.push_to if self.accelerator.is_main_process else None
         if push_to:
             make_repository(push_to)  # a name or token that does not do is better known now
-        with StopSignals() as signals, self.reporter:
+        self.reporter.update = self.update
+        with self._own_folder(make=True), StopSignals() as signals, self.reporter:
             if self.update == 0:
                 self.start()
                 self.save()
@@ -80,6 +89,32 @@ class TrainingRun:
         if done and push_to:
             push_folder(self.folder / "model", push_to, message="Trained with modeling-encodec")
         return "finished" if done else "stopped"
+
+    @contextmanager
+    def _own_folder(self, *, make: bool) -> Iterator[None]:
+        """No other run works in the output folder meanwhile; it is made if it is not there and `make`.
+
+        The main process keeps others out; what it cannot do no process does.
+        """
+        checkpoint, error = self.folder / CHECKPOINT, None
+        with ExitStack() as stack:
+            if self.accelerator.is_main_process and (make or self.folder.exists()):
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    self.own = stack.enter_context(OwnFolder(self.folder))
+                    clear_partials(self.folder, below=True)
+                    if make and _identity(checkpoint) != self.seen:
+                        raise ValueError(f"{self.folder}: another process has trained there meanwhile; begin anew")
+                except (OSError, ValueError) as caught:
+                    error = caught
+            processes = Processes(self.accelerator.process_index, self.accelerator.num_processes)
+            error = processes.from_first(error)
+            if error is not None:
+                raise error
+            try:
+                yield
+            finally:
+                self.seen = _identity(checkpoint)
 
     def start(self) -> None:
         """What comes before the first update of a new run."""
@@ -105,6 +140,8 @@ class TrainingRun:
                     return False
                 self.reporter.skipped(batch["skipped"])
                 losses = self.one_update(batch)
+                if self.own is not None:
+                    self.own.check()
                 self.update += 1
                 bar.update()
                 bar.set_postfix({self.progress: f"{losses[self.progress]:.3f}"}, refresh=False)
@@ -126,7 +163,8 @@ class TrainingRun:
             return learn(batch, self.update)
         except NonFiniteLoss as error:
             path = self.folder / f"nonfinite_{self.update}_{self.accelerator.process_index}.safetensors"
-            save_file({name: batch.cpu().contiguous()}, path)
+            with atomic_path(path) as temporary:
+                save_file({name: batch.cpu().contiguous()}, temporary)
             raise NonFiniteLoss(f"update {self.update}: {error}; the batch is in {path}") from None
 
     def say(self, values: dict[str, float]) -> None:
@@ -220,6 +258,15 @@ def load_model(kind: type[PreTrainedModel], source: str | Path) -> PreTrainedMod
         return kind.from_pretrained(source, dtype=torch.float32)
 
 
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from others that have had its name; None if it is not there."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def _share_of_batch(config: RunConfig, processes: int) -> int:
     """Examples of an update that one process computes."""
     parts = processes * config.accumulation_steps
@@ -232,14 +279,16 @@ def _share_of_batch(config: RunConfig, processes: int) -> int:
 
 
 class StopSignals:
-    """Notes SIGTERM and SIGINT while the block lasts, so that the update in hand is completed and saved."""
+    """Notes SIGTERM, SIGHUP and SIGINT while the block lasts, so that the update in hand is completed and saved."""
 
     def __init__(self):
         self.received = ""
 
     def __enter__(self):
         self.before = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
+            if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:  # as SIGHUP is under nohup
+                continue
             try:
                 self.before[number] = signal.signal(number, self._note)
             except ValueError:  # not in the main thread: somebody else's to handle

@@ -198,7 +198,7 @@ class CodecTrainer(TrainingRun):
         self.check_digests(self.digests, state["corpora"])
         self.update = state["update"]
         self.codec.load_state_dict(state["codec"])
-        self.reporter.load_state_dict(state["interval"], self.update)
+        self.reporter.load_state_dict(state["interval"])
         self.averages.load(state["average"])
 
 

@@ -136,7 +136,7 @@ class ShardFile:
 
     def _open(self) -> parquet.ParquetWriter:
         if self._writer is None:
-            self._temporary = self._stack.enter_context(atomic_path(self.path))
+            self._temporary = self._stack.enter_context(atomic_path(self.path, durable=True))
             self._sink = pyarrow.OSFile(str(self._temporary), "wb")
             # Codes are spread evenly over a dictionary's 10 bits, so that nothing makes them smaller by more than a
             # hundredth: gzip as much as others, and its own CRC-32 tells every reader of flipped bits. Pages have
@@ -192,7 +192,7 @@ def write_summary(folder: Path, description: dict, other: dict) -> dict:
     manifest["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in beside}
     manifest["files"] = files
     text = f'{{"checksum": "{BLANK}",{json.dumps(manifest, indent=1)[1:]}'
-    with atomic_path(folder / "manifest.json") as temporary:  # last: with it the folder is complete
+    with atomic_path(folder / "manifest.json", durable=True) as temporary:  # last: with it the folder is complete
         temporary.write_bytes(seal(text.encode()))
     return manifest
 
