@@ -273,7 +273,7 @@ def test_files_of_the_original_are_read_and_written(files, lms, codes, segments)
     for number, chunk in enumerate(codes):
         assert struct.unpack("!f", file.read(4)) == (0.5 + number,)
         decoded = decode_segment(lms[1], file, 3, chunk.shape[1])
-        assert decoded.dtype == np.int64 and np.array_equal(decoded, chunk)
+        assert decoded.dtype == np.int32 and np.array_equal(decoded, chunk)
     assert file.read() == b""
     ours = b"".join(struct.pack("!f", 0.5 + number) + segment for number, segment in enumerate(segments))
     assert data[start:] == ours

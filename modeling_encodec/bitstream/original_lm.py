@@ -14,6 +14,7 @@ anything in version 0 guard against another machine or version of PyTorch; but t
 (`EncodecLM.frequencies`), the same everywhere. Write version 0 only for the original to read.
 """
 
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -55,7 +56,7 @@ def encode_segment(lm: EncodecLM, codes: torch.Tensor | np.ndarray, *, threads: 
 
 
 def decode_segment(lm: EncodecLM, file: BinaryIO, codebooks: int, frames: int, *, threads: int = 1) -> np.ndarray:
-    """One chunk's codes (K, F) int64, written with as many CPU threads; the file then stands at the next chunk.
+    """One chunk's codes (K, F) int32, written with as many CPU threads; the file then stands at the next chunk.
 
     Raises:
         EcdcError: if the file is damaged, or written with other weights or on a machine that computes differently.
@@ -63,15 +64,15 @@ def decode_segment(lm: EncodecLM, file: BinaryIO, codebooks: int, frames: int, *
     """
     if not 1 <= codebooks <= lm.config.num_codebooks:
         raise EcdcError(f"the file has {codebooks} codebooks, allowed: 1 to {lm.config.num_codebooks}")
-    decoder, codes = ArithmeticDecoder(file), []
+    decoder, codes = ArithmeticDecoder(file), array("i")
     with _as_by_default(threads):
         steps = OriginalSteps(lm, codebooks)
         frame = [NO_CODE] * codebooks
         for _ in range(frames):
             frame = [decoder.decode(cumulative) for cumulative in cumulative_shares(steps(frame))]
-            codes.append(frame)
+            codes.extend(frame)
     decoder.finish()
-    return np.array(codes, dtype=np.int64).reshape(frames, codebooks).T
+    return np.frombuffer(codes, np.intc).reshape(frames, codebooks).T
 
 
 def check_original_lm(lm: EncodecLM) -> None:
