@@ -176,7 +176,11 @@ class _Receiver:
         if config.chunk_length is not None:
             chunks = -(-segment.codes.shape[1] // _chunk_frames(config))
             scales = torch.tensor([segment.scales or (1.0,) * chunks], dtype=torch.float32, device="cpu")
-        self._write(self.decoder.push(torch.from_numpy(segment.codes)[None], scales)[0])
+        try:
+            audio = self.decoder.push(torch.from_numpy(segment.codes)[None], scales)[0]
+        except ValueError as error:  # a segment that ends a signal, and another after it
+            raise EcdcError(f"segment {segment.index} cannot be decoded: {error}") from None
+        self._write(audio)
 
     def _write(self, audio: torch.Tensor) -> None:
         if self.silent and self.concealed:

@@ -31,6 +31,7 @@ from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.inputs_encodec import plain_array, real_number, whole_number
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.stream_steps import split_chunks
 
 
 SEGMENT_SECONDS = 10.0
@@ -311,7 +312,7 @@ class EcdcReader:
         if codes.max() >= self.header.codebook_size:
             return f"a code is {codes.max()}, allowed: up to {self.header.codebook_size - 1}"
         if self.header.audio_length is None:  # the last segment is shorter, and this may be it
-            return None
+            return _unchunked(config, segment.frames, len(segment.scales))
         allowed = segment_frames(config, self.header, segment.index, self.header.audio_length)
         return segment_problem(segment.frames, len(segment.scales), allowed, self.header)
 
@@ -343,6 +344,16 @@ def segment_frames(config: EncodecConfig, header: Header, index: int, audio_leng
         return [config.num_frames(stop - start)]
     starts = range(start, stop, config.chunk_stride)
     return [config.num_frames(min(config.chunk_length, audio_length - at)) for at in starts]
+
+
+def _unchunked(config: EncodecConfig, frames: int, scales: int) -> str | None:
+    """Why a segment of so many frames and scales is not made of chunks, if the model has them."""
+    if config.chunk_length is None:
+        return None
+    try:
+        split_chunks(config, scales or -(-frames // config.num_frames(config.chunk_length)), frames)
+    except ValueError as error:
+        return str(error)
 
 
 def check_seconds(samples: int, sampling_rate: int, max_seconds: float | None) -> None:
