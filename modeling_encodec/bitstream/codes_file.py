@@ -28,7 +28,7 @@ from modeling_encodec.bitstream.ecdc import EcdcError
 from modeling_encodec.bitstream.fingerprints import codebook_fingerprint, lm_fingerprint, model_fingerprint
 from modeling_encodec.bitstream.segment_coders import LMCoder, RawCoder
 from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.inputs_encodec import plain_array, real_number, whole_number
+from modeling_encodec.inputs_encodec import plain_array, real_number, shown, whole_number
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
 from modeling_encodec.stream_steps import split_chunks
@@ -413,7 +413,7 @@ def check_models(header: Header, model: EncodecModel, lm: EncodecLM | None, *, o
     """
     ours, theirs = model_fingerprint(model), header.model_fingerprint
     if ours != theirs and not (other_decoder and ours[:8] == theirs[:8]):
-        message = f"the file was made with {header.model_name!r} (fingerprint {theirs}), this model's is {ours}"
+        message = f"the file was made with {shown(header.model_name)} (fingerprint {theirs}), this model's is {ours}"
         if ours[:8] == theirs[:8]:
             message += f": the same codebooks, another decoder (in {model.dtype}); other_decoder allows that"
         raise EcdcError(message)
@@ -433,9 +433,9 @@ def check_models(header: Header, model: EncodecModel, lm: EncodecLM | None, *, o
     if header.lm_name is None:
         return
     if lm is None:
-        raise EcdcError(f"the file is coded with the language model {header.lm_name!r}, and none is given")
+        raise EcdcError(f"the file is coded with the language model {shown(header.lm_name)}, and none is given")
     if (ours := lm_fingerprint(lm)) != header.lm_fingerprint:
         raise EcdcError(
-            f"the file is coded with the language model {header.lm_name!r} (fingerprint {header.lm_fingerprint}), "
-            f"the one given has {ours}"
+            f"the file is coded with the language model {shown(header.lm_name)} (fingerprint "
+            f"{header.lm_fingerprint}), the one given has {ours}"
         )

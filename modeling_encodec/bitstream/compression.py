@@ -413,7 +413,9 @@ def read_joined(
     options = {"together": MOST_ROWS, "other_decoder": other_decoder, "max_seconds": max_seconds}
     items = EcdcReader(file, header).read(model, lm, **options)
     report = on_damage or functools.partial(_log_damage, sampling_rate=header.sampling_rate)
-    return model, join_segments(items, header, model.config, strict=strict, on_damage=report)
+    joined = join_segments(items, header, model.config, strict=strict, on_damage=report)
+    check_seconds(joined.audio_length, header.sampling_rate, max_seconds)  # the end may be missing
+    return model, joined
 
 
 def read_any_header(file: BinaryIO) -> tuple[EcdcHeader | Header, BinaryIO]:

@@ -34,7 +34,7 @@ from typing import BinaryIO, NamedTuple
 
 from modeling_encodec.bitstream.bit_packing import packed_size
 from modeling_encodec.bitstream.ecdc import MAGIC, READ_BYTES, SCALE, EcdcError, read_exactly
-from modeling_encodec.inputs_encodec import whole_number
+from modeling_encodec.inputs_encodec import shown, whole_number
 
 
 VERSION = 1
@@ -219,7 +219,10 @@ def read_header(file: BinaryIO) -> Header:
     )
     # Flags without a meaning, or an LM without its flag.
     if _header_bytes(header) != data + checksum:
-        raise EcdcError(f"header is {data.hex()}, allowed: {_header_bytes(header).hex()}")
+        raise EcdcError(
+            f"header's flags are {flags}, its language model is {shown(lm_name)} ({lm_fingerprint.hex()}), allowed: "
+            "flags 0 to 3, and a language model with flag 1 alone"
+        )
     return header
 
 
@@ -341,9 +344,9 @@ def _check_name(kind: str, name: str, fingerprint: str) -> None:
     except (AttributeError, UnicodeEncodeError):
         size = 0
     if not 1 <= size <= 255:
-        raise EcdcError(f"{kind}_name is {name!r}, allowed: text of 1 to 255 bytes as UTF-8")
+        raise EcdcError(f"{kind}_name is {shown(name)}, allowed: text of 1 to 255 bytes as UTF-8")
     if not isinstance(fingerprint, str) or not re.fullmatch("[0-9a-f]{16}", fingerprint):
-        raise EcdcError(f"{kind}_fingerprint is {fingerprint!r}, allowed: 16 hex digits in lower case")
+        raise EcdcError(f"{kind}_fingerprint is {shown(fingerprint)}, allowed: 16 hex digits in lower case")
 
 
 def _header_bytes(header: Header) -> bytes:
