@@ -10,9 +10,11 @@ import pytest
 import torch
 from conftest import clip
 from forged_files import forge, forge_original, taken_apart
+from test_linear_work import assert_linear
 from test_live import received
 
 from modeling_encodec.bitstream.compression import compress, decompress, decompress_blocks, read_codes
+from modeling_encodec.bitstream.concealment import silence
 from modeling_encodec.bitstream.container import Damage, End, read_header, read_segments
 from modeling_encodec.bitstream.ecdc import EcdcError
 from modeling_encodec.bitstream.inspection import describe
@@ -245,6 +247,25 @@ def test_segments_that_no_writer_makes_are_refused(small_models):
             forged.end[0] = -(-forged.end[1] // samples)
             with pytest.raises(EcdcError, match=f"segments have {frames} frames in {samples} samples, allowed"):
                 decompress(forged.build(), model)
+
+
+@torch.no_grad()
+def test_concealment_takes_linear_work(small_models):
+    """Of many segments found and many missing, with their codes and their silence."""
+    model = small_models["24khz"]
+
+    def make(n):
+        data = one_frame_each(model, range(9, 20 * n, 20), 20 * n)
+        gaps = [(start, start + 10) for start in range(0, 20 * n, 20)]
+
+        def read():
+            assert (read_codes(io.BytesIO(data), model, on_damage=id) == 0).sum() == n
+            for start in range(0, 20 * n, 100):
+                silence(torch.ones(1, 100), start, gaps, 400)
+
+        return read
+
+    assert_linear(make)
 
 
 def test_memory_is_a_small_multiple_of_the_file(small_models):

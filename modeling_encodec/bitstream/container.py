@@ -43,6 +43,8 @@ FIELDS = struct.Struct("!4sBB8s8sIBBHHHIQI")
 CHECKSUM = struct.Struct("!I")
 SYNC = b"\xec\x5e"
 RAW, LM, END = 0, 1, 2
+# A sync and a kind, as far as bytes are there.
+MAYBE_SEGMENT = re.compile(rb"\xec(?:\x5e(?:[\0-\2]|\Z)|\Z)")
 SEGMENT_HEAD = struct.Struct("!2sBB3sH3s")
 END_PAYLOAD = struct.Struct("!QI")
 MOST_SEGMENTS = MOST_PAYLOAD_BYTES = 2**24 - 1
@@ -483,5 +485,5 @@ class _Window:
 
     def next_sync(self) -> int:
         """Bytes at the front that cannot begin a segment, given that the first does not."""
-        found = self.data.find(SYNC, 1)
-        return found if found > 0 else max(1, len(self.data) - self.data.endswith(SYNC[:1]))
+        found = MAYBE_SEGMENT.search(self.data, 1)
+        return len(self.data) if found is None else found.start()
