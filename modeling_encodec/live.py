@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from modeling_encodec.bitstream.codes_file import DecodedSegment, EcdcReader, EcdcWriter
-from modeling_encodec.bitstream.concealment import check_way, silence
+from modeling_encodec.bitstream.concealment import check_concealed, check_way, silence
 from modeling_encodec.bitstream.container import Damage, Header
 from modeling_encodec.bitstream.ecdc import EcdcError
 from modeling_encodec.configuration_encodec import EncodecConfig
@@ -23,8 +23,8 @@ from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder, signa
 
 # Seconds of a segment: what a receiver waits for, at the price of 16 bytes each.
 LIVE_SEGMENT_SECONDS = 0.1
-# Segments lost in a row that are concealed; a longer gap ends the stream.
-MOST_LOST = 1000
+# Seconds lost in a row that are concealed; a longer gap ends the stream.
+MAX_GAP_SECONDS = 600.0
 PCM = np.dtype("<i2")
 
 
@@ -94,6 +94,7 @@ def decode_live(
     conceal: Literal["silence", "repeat"] = "silence",
     other_decoder: bool = False,
     on_damage: Callable[[Damage, int], None],
+    max_seconds: float | None = None,
 ) -> None:
     """Decode the `.ecdc` that arrives at `source` until its end; every segment's PCM is written at once.
 
@@ -105,20 +106,27 @@ def decode_live(
         conceal: damaged segments become silence, or the segment before them again.
         other_decoder: take a model with the file's codebooks and another decoder.
         on_damage: gets each damaged range, and the sampling rate.
+        max_seconds: audio that the stream may hold; by default any.
 
     Raises:
-        EcdcError: if the header is damaged, the models are not the file's, or a gap is longer than 1000 segments.
+        EcdcError: if the header is damaged, the models are not the file's, the stream holds more than `max_seconds`, a
+            gap is longer than 10 minutes, or gaps are longer together than a minute and 100 times what was heard. What
+            came before is then written.
         ValueError: for another `conceal`, or a model that cannot be used so.
     """
     check_way(conceal)
     reader = EcdcReader(source)
     model, lm = open_model(reader.header)
     receiver = _Receiver(reader.header, StreamingDecoder(model, mode=mode), target, conceal == "silence")
-    for item in reader.read(model, lm, other_decoder=other_decoder):
-        if isinstance(item, Damage):
-            on_damage(item, model.config.sampling_rate)
-        elif isinstance(item, DecodedSegment):
-            receiver.take(item)
+    try:
+        for item in reader.read(model, lm, other_decoder=other_decoder, max_seconds=max_seconds):
+            if isinstance(item, Damage):
+                on_damage(item, model.config.sampling_rate)
+            elif isinstance(item, DecodedSegment):
+                receiver.take(item)
+    except EcdcError:  # what came before it counts
+        receiver.end()
+        raise
     receiver.end()
 
 
@@ -130,14 +138,22 @@ class _Receiver:
         self.header, self.decoder, self.target, self.silent = header, decoder, target, silent
         self.last, self.expected, self.written = None, 0, 0
         self.concealed: list[tuple[int, int]] = []
+        self.heard = self.missing = 0  # samples
 
     def take(self, segment: DecodedSegment) -> None:
         """Decode a segment, and something for those missing before it."""
-        if (lost := segment.index - self.expected) > MOST_LOST:
-            raise EcdcError(f"{lost} segments are missing in a row, allowed: {MOST_LOST}")
-        for index in range(self.expected, segment.index):
-            start = index * self.header.samples_per_segment
-            self.concealed.append((start, start + self.header.samples_per_segment))
+        size, rate = self.header.samples_per_segment, self.header.sampling_rate
+        start, lost = self.expected * size, segment.index - self.expected
+        if lost * size > MAX_GAP_SECONDS * rate:
+            raise EcdcError(
+                f"{lost} segments ({lost * size / rate:.2f} s) are missing in a row, allowed: {MAX_GAP_SECONDS:g} s"
+            )
+        self.missing += lost * size
+        self.heard += segment.codes.shape[1] * self.header.hop_length
+        check_concealed(self.missing, self.heard, self.header)
+        if lost:
+            self.concealed.append((start, start + lost * size))
+        for _ in range(lost):
             self._decode(self._full(self.last or segment))
         self._decode(segment)
         self.last, self.expected = segment, segment.index + 1
@@ -160,7 +176,11 @@ class _Receiver:
         if config.chunk_length is not None:
             chunks = -(-segment.codes.shape[1] // _chunk_frames(config))
             scales = torch.tensor([segment.scales or (1.0,) * chunks], dtype=torch.float32, device="cpu")
-        self._write(self.decoder.push(torch.from_numpy(segment.codes)[None], scales)[0])
+        try:
+            audio = self.decoder.push(torch.from_numpy(segment.codes)[None], scales)[0]
+        except ValueError as error:  # a segment that ends a signal, and another after it
+            raise EcdcError(f"segment {segment.index} cannot be decoded: {error}") from None
+        self._write(audio)
 
     def _write(self, audio: torch.Tensor) -> None:
         if self.silent and self.concealed:

@@ -8,7 +8,10 @@ counted: several threads may compute at once, and none may put back what another
 import functools
 import os
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
@@ -16,6 +19,8 @@ import torch
 
 # Where autocast may be on.
 AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
+# Threads that compute with a count of their own at once; more wait for them.
+MAX_WORKERS = 8
 
 
 @functools.cache
@@ -27,40 +32,70 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _lock() -> threading.Lock:
-    """A lock that a forked child never finds taken by a thread that it has not."""
-    lock = threading.Lock()
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
-    return lock
-
-
 class SharedSetting:
     """A setting of the whole process that computations need for a while: the first of those that need it at once sets
     it, the last puts it back.
+
+    A fork waits for the computations of other threads. In the child those threads are gone, and what they had locked
+    would never come free: a kernel that oneDNN was compiling, for one.
 
     Args:
         change: sets it, and returns what puts it back.
     """
 
+    # Seconds that a fork waits at most.
+    MAX_WAIT = 30.0
+
     def __init__(self, change: Callable[[], Callable[[], None]]):
         self._change, self._put_back = change, None
-        self._holders, self._lock = 0, _lock()
+        self._holders: Counter[int] = Counter()  # how often by each thread
+        self._condition, self._forking = threading.Condition(), None
+        if hasattr(os, "register_at_fork"):
+            hooks = {"after_in_parent": self._after_fork, "after_in_child": self._in_child}
+            os.register_at_fork(before=self._before_fork, **hooks)
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """The setting holds meanwhile, in every thread."""
-        with self._lock:
-            if not self._holders:
+        thread = threading.get_ident()
+        with self._condition:
+            while self._forking is not None and not self._holders[thread]:
+                self._condition.wait()
+            if not self._holders.total():
                 self._put_back = self._change()
-            self._holders += 1
+            self._holders[thread] += 1
         try:
             yield
         finally:
-            with self._lock:
-                self._holders -= 1
-                if not self._holders:
+            with self._condition:
+                self._holders[thread] -= 1
+                if not self._holders.total():
+                    self._holders.clear()
                     self._put_back()
+                self._condition.notify_all()
+
+    def _before_fork(self) -> None:
+        """Let no thread begin, wait for those that compute, and keep the lock over the fork."""
+        thread, end = threading.get_ident(), time.monotonic() + self.MAX_WAIT
+        self._condition.acquire()
+        while self._forking is not None:  # in another thread
+            self._condition.wait()
+        self._forking = thread
+        while self._holders.total() > self._holders[thread] and (left := end - time.monotonic()) > 0:
+            self._condition.wait(left)
+
+    def _after_fork(self) -> None:
+        self._forking = None
+        self._condition.notify_all()
+        self._condition.release()
+
+    def _in_child(self) -> None:
+        """Only what this thread holds is still held."""
+        own, others = self._holders[threading.get_ident()], self._holders.total()
+        self._condition, self._forking = threading.Condition(), None
+        self._holders = Counter({threading.get_ident(): own})
+        if others and not own:
+            self._put_back()
 
 
 def _require_float32() -> Callable[[], None]:
@@ -87,9 +122,21 @@ def _require_float32() -> Callable[[], None]:
     return put_back
 
 
+def _compute_with_one_thread() -> None:
+    """In a forked child: the threads that computed for its parent are gone, and OpenMP would wait for them forever."""
+    global _count_lock
+    _count_lock = threading.Lock()
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
 # One for the process, where this file may be imported twice: with the package, and as a checkpoint's remote code.
-_float32: SharedSetting = vars(torch).setdefault("_modeling_encodec_float32", SharedSetting(_require_float32))
-_count_lock: threading.Lock = vars(torch).setdefault("_modeling_encodec_count_lock", _lock())
+if "_modeling_encodec_float32" not in vars(torch):
+    torch._modeling_encodec_float32 = SharedSetting(_require_float32)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_compute_with_one_thread)
+_float32: SharedSetting = torch._modeling_encodec_float32
+_count_lock = threading.Lock()
 
 
 @contextmanager
@@ -110,9 +157,23 @@ def exact_unless_training(module: torch.nn.Module):
     return nullcontext() if trains or torch.compiler.is_compiling() else exact_float32()
 
 
+def call_with_threads(count: int, function: Callable, *args):
+    """What `function(*args)` returns where it computes with so many CPU threads. PyTorch's count of this thread stays
+    as it is, and so does that of all others."""
+    if torch.get_num_threads() == count:
+        return function(*args)
+    return _threads_that_compute_with(count, os.getpid()).submit(function, *args).result()
+
+
+@functools.lru_cache(maxsize=8)
+def _threads_that_compute_with(count: int, process: int) -> ThreadPoolExecutor:
+    """Threads of this process with that count; in a forked child those of its parent are gone."""
+    return ThreadPoolExecutor(MAX_WORKERS, "encodec", _set_thread_count, (count,))
+
+
 @contextmanager
 def thread_count(count: int) -> Iterator[None]:
-    """This thread computes with so many CPU threads meanwhile, and no other thread is changed."""
+    """This thread computes with so many CPU threads meanwhile, and no other that has computed before is changed."""
     before = torch.get_num_threads()
     _set_thread_count(count)
     try:
@@ -122,20 +183,14 @@ def thread_count(count: int) -> Iterator[None]:
 
 
 def _set_thread_count(count: int) -> None:
-    """`torch.set_num_threads` for this thread alone. PyTorch's count is each thread's own, but a new thread begins
-    with the last one that any thread set: therefore a new thread sets it to what it was."""
-    if torch.get_num_threads() == count:
+    """`torch.set_num_threads` for this thread alone. PyTorch's count is each thread's own, but a thread begins with
+    the last one that any thread set: therefore a new thread sets it to what it was. Others that begin just meanwhile
+    get a wrong count, so this is done once for each worker or run, and not for each computation."""
+    before = torch.get_num_threads()
+    if before == count:
         return
     with _count_lock:
-        for_new_threads = _in_new_thread(torch.get_num_threads)
         torch.set_num_threads(count)
-        _in_new_thread(torch.set_num_threads, for_new_threads)
-
-
-def _in_new_thread(function: Callable, *args):
-    """What `function` returns in a thread of its own."""
-    results = []
-    thread = threading.Thread(target=lambda: results.append(function(*args)))
-    thread.start()
-    thread.join()
-    return results[0]
+        restore = threading.Thread(target=torch.set_num_threads, args=(before,))
+        restore.start()
+        restore.join()

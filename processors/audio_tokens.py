@@ -24,7 +24,7 @@ from modeling_encodec.bitstream.fingerprints import codebook_fingerprint, stream
 from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.inputs_encodec import array_is_finite, audio_array, check_rate
 from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.precision_encodec import SharedSetting, exact_float32, thread_count
+from modeling_encodec.precision_encodec import SharedSetting, call_with_threads, exact_float32, thread_count
 from modeling_encodec.processors.audio import AudioReader, join_blocks, match_channels, resample
 from modeling_encodec.processors.audio_files import segment_span
 from modeling_encodec.training.clips import UnusableClip, check_corpus_rate, resolve
@@ -192,8 +192,12 @@ def encode_clips(model: EncodecModel, clips: Sequence[np.ndarray | torch.Tensor]
     spans = [list(model.config.chunk_spans(clip.shape[1])) for clip in clips]
     audio = [as_tensor("audio", clip).to(model.device)[None] for clip in clips]
     pieces = [whole[..., start:stop] for whole, row in zip(audio, spans) for start, stop in row]
-    with torch.no_grad(), exact_float32(), one_thread(model.device.type):
-        codes, scales, _ = model.encode_pieces(pieces, num_quantizers)
+
+    def compute():
+        with torch.no_grad(), exact_float32():
+            return model.encode_pieces(pieces, num_quantizers)
+
+    codes, scales, _ = call_with_threads(1, compute) if model.device.type == "cpu" else compute()
     codes, scales = iter(codes), iter(scales or [None] * len(codes))
     return [
         join_pieces(model.config, [(next(codes)[0], next(scales)) for _ in row], clip.shape[1])
@@ -250,14 +254,22 @@ def decode_tokens(model: EncodecModel, rows: Sequence[Tokens]) -> list[np.ndarra
     Raises:
         ValueError: for tokens that are none of the model's.
     """
+    return (
+        call_with_threads(1, _decode_tokens, model, rows)
+        if model.device.type == "cpu"
+        else _decode_tokens(model, rows)
+    )
+
+
+@torch.no_grad()
+def _decode_tokens(model: EncodecModel, rows: Sequence[Tokens]) -> list[np.ndarray]:
     lengths = [tokens.codes.shape[1] for tokens in rows]
     audio = [None] * len(rows)
-    with torch.no_grad(), one_thread(model.device.type):
-        for group in group_by_length(lengths, MOST_DECODED_FRAMES):
-            by_count = itertools.groupby(sorted(group, key=lambda i: len(rows[i].codes)), lambda i: len(rows[i].codes))
-            for chosen in (list(places) for _, places in by_count):
-                for place, decoded in zip(chosen, _decode(model, [rows[place] for place in chosen])):
-                    audio[place] = decoded.float().cpu().numpy()
+    for group in group_by_length(lengths, MOST_DECODED_FRAMES):
+        by_count = itertools.groupby(sorted(group, key=lambda i: len(rows[i].codes)), lambda i: len(rows[i].codes))
+        for chosen in (list(places) for _, places in by_count):
+            for place, decoded in zip(chosen, _decode(model, [rows[place] for place in chosen])):
+                audio[place] = decoded.float().cpu().numpy()
     return audio
 
 

@@ -13,7 +13,7 @@ SENTENCE = re.compile(r"[^\s].*(?:[.\]\)]|\.\.\.)", re.DOTALL)
 UNFINISHED = re.compile(r"\b(?:TODO|FIXME|XXX|TBD)\b")
 # A number is of something: its help or its name says of what.
 UNITS = re.compile(
-    r"\b(kbps|seconds|minutes|dB|MiB|megabytes|samples|frames|epochs|layers|updates?|clips|codebooks?|processes|positions|heads|"
+    r"\b(kbps|seconds|minutes|hours|dB|MiB|megabytes|samples|frames|epochs|layers|updates?|clips|codebooks?|processes|positions|heads|"
     r"width|channels|examples|sequences|batches|rounds|ratings|parts?|chance|decay|rate|share|weight|fraction|norm|seed|port)"
     r"\b",
     re.IGNORECASE,

@@ -96,6 +96,17 @@ def test_command_line_of_damaged_files(run, folder):
     assert run("info", "head.ecdc")[0] == 2
 
 
+def test_hours_are_limited_and_the_limit_can_be_changed(run, folder):
+    for version in ((), ("--original",)):
+        assert run("encode", "a.wav", "a.ecdc", "-b", "0.9", "--model", "codec", "--force", *version)[0] == 0
+        code, _, (line,) = run("decode", "a.ecdc", "no.wav", "--model", "codec", "--max-hours", "0.005")
+        assert code == 2 and "0.01 h of audio, allowed: up to 0.005 h" in line and "--max-hours" in line
+        assert not (folder / "no.wav").exists()
+        assert run("decode", "a.ecdc", "b.wav", "--model", "codec", "--max-hours", "0.007", "--force")[0] == 0
+    code, _, (line,) = run("decode", "a.ecdc", "no.wav", "--model", "codec", "--max-hours", "0")
+    assert code == 2 and "max_seconds is 0" in line
+
+
 def test_a_codec_is_no_language_model(run, folder):
     assert run("encode", "a.wav", "a.ecdc", "-b", "0.9", "--model", "codec", "--lm-model", "lm")[0] == 0
     code, _, lines = run("decode", "a.ecdc", "x.wav", "--model", "codec", "--lm-model", "codec")

@@ -204,5 +204,5 @@ def test_a_length_that_few_segments_claim(small_models):
     longer = io.BytesIO()
     write_header(longer, replace(header, audio_length=2**30))
     longer.write(data[data.index(b"\xec\x5e") :])
-    with refused(match="only 4 of [0-9]+ segments could be read, allowed: one in 100"):
+    with refused(match="44739.* s of audio are missing and only 0.2[0-9] s could be read, allowed"):
         decompress(longer.getvalue(), model, on_damage=lambda damage: None)

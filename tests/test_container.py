@@ -193,8 +193,8 @@ def test_header_refuses_segments_beyond_the_format():
         (0, b"RIFF", "not an .ecdc file: it starts with b'RIFF', allowed: b'ECDC'"),
         (4, b"\x00", "version is 0, allowed: 1"),
         (4, b"\x02", "version is 2, allowed: 1"),
-        (5, b"\x02", "header is .*, allowed: "),  # an LM without its flag
-        (5, b"\x07", "header is .*, allowed: "),
+        (5, b"\x02", "header's flags are 2, .*, allowed: "),  # an LM without its flag
+        (5, b"\x07", "header's flags are 7, .*, allowed: "),
         (22, bytes(4), "sampling_rate is 0, allowed: "),
         (26, b"\x00", "channels is 0, allowed: "),
         (27, b"\x00", "codebooks is 0, allowed: "),

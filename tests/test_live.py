@@ -337,13 +337,21 @@ def test_the_command_tells_of_damage_on_one_line(live, tmp_path, small_models, l
     assert code == 0 and "concealed" in line and "no end" in line
 
 
+def test_a_streams_hours_are_limited_only_if_asked(live):
+    data = live(bytes(2 * 24000), "encode", "-", "-", "--stream")[1]
+    code, found, _ = live(data, "decode", "-", "-", "--stream")
+    assert code == 0 and len(found) == 2 * 24000
+    code, found, (line,) = live(data, "decode", "-", "-", "--stream", "--max-hours", "0.0001")
+    assert code == 2 and "--max-hours" in line and 2 * 6000 < len(found) < 2 * 24000
+
+
 def test_too_long_a_gap_ends_the_stream(small_models, monkeypatch):
-    monkeypatch.setattr("modeling_encodec.live.MOST_LOST", 20)
+    monkeypatch.setattr("modeling_encodec.live.MAX_GAP_SECONDS", 20 * 320 / 24000)
     model = small_models["24khz"]
     data = sent(model, bytes(2 * 320 * 23), seconds=0.01)
     starts = places(data)
     assert received(model, data[: starts[1]] + data[starts[21] :])[0].shape == (1, 320 * 23)
-    with refused(EcdcError, match="missing in a row, allowed: 20"):
+    with refused(EcdcError, match="missing in a row, allowed: 0.26"):
         received(model, data[: starts[1]] + data[starts[22] :])
 
 

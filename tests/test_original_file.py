@@ -232,7 +232,9 @@ def header_bytes(size=None, version=0, magic=b"ECDC", **fields) -> bytes:
         (header_bytes(nc=9), "9 codebooks, allowed: 1 to 8"),
         (header_bytes(nc=10**12), "codebooks, allowed"),
         (header_bytes(lm=True), "language model"),
-        (header_bytes(al=10**18), "ends inside the codes"),
+        (header_bytes(al=10**18), "h of audio, allowed: up to 24 h"),
+        (header_bytes(al=24000 * 86400), "ends inside the codes"),
+        (header_bytes(al=10**3000), "al 10000.*allowed: 1 to"),
         (header_bytes(fp="0" * 16), "fingerprint 0000000000000000"),
     ],
 )

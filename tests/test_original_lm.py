@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lm_models import make_codes
 from peers import RELEASED_LM, SMALL_LM, import_encodec, lm_pair
 
+from modeling_encodec.bitstream import original_lm
 from modeling_encodec.bitstream.arithmetic_coder import (
     TOTAL,
     ArithmeticDecoder,
@@ -273,7 +274,7 @@ def test_files_of_the_original_are_read_and_written(files, lms, codes, segments)
     for number, chunk in enumerate(codes):
         assert struct.unpack("!f", file.read(4)) == (0.5 + number,)
         decoded = decode_segment(lms[1], file, 3, chunk.shape[1])
-        assert decoded.dtype == np.int64 and np.array_equal(decoded, chunk)
+        assert decoded.dtype == np.int32 and np.array_equal(decoded, chunk)
     assert file.read() == b""
     ours = b"".join(struct.pack("!f", 0.5 + number) + segment for number, segment in enumerate(segments))
     assert data[start:] == ours
@@ -405,3 +406,14 @@ def test_other_weights_are_found_out(segments):
     _, other = lm_pair(*SMALL_LM, seed=1)
     with pytest.raises(EcdcError):
         decode_segment(other, io.BytesIO(segments[0] + bytes(500)), 3, SEGMENTS[0])
+
+
+def test_few_bits_are_not_many_frames(lms, monkeypatch):
+    """A sure model takes nearly no bits: a file's length alone must not keep a reader busy for days."""
+    codes = torch.zeros(3, 40, dtype=torch.int64)
+    data = encode_segment(lms[1], codes)
+    assert np.array_equal(decode_segment(lms[1], io.BytesIO(data), 3, 40), codes)
+    monkeypatch.setattr(original_lm, "FREE_FRAMES", 20)
+    monkeypatch.setattr(original_lm, "MAX_FRAMES_PER_BIT", 0)
+    with pytest.raises(EcdcError, match="21 of 40 frames take [0-9]+ bits, allowed: 20 frames and 0 a bit"):
+        decode_segment(lms[1], io.BytesIO(data), 3, 40)

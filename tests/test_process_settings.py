@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -29,7 +30,7 @@ from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfi
 from modeling_encodec.evaluation.metrics import mel_distance, si_snr
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.precision_encodec import exact_float32, thread_count
+from modeling_encodec.precision_encodec import call_with_threads, exact_float32
 from modeling_encodec.processors.audio import write_audio
 from modeling_encodec.processors.audio_tokens import _no_progress_bar
 from modeling_encodec.processors.dataset_tokenization import CodecDetokenizer, CodecTokenizer
@@ -312,49 +313,63 @@ def test_the_last_one_out_puts_precision_back():
 
 
 def test_a_generator_that_is_left_puts_back_what_it_holds():
-    before, threads = precisions(), torch.get_num_threads()
+    before = precisions()
 
     def steps():
-        with exact_float32(), thread_count(3):
+        with exact_float32():
             yield 1
             yield 2
 
     left = steps()
-    assert next(left) == 1 and torch.get_num_threads() == 3
+    assert next(left) == 1 and set(precisions()) == {"ieee"}
     del left
-    assert precisions() == before and torch.get_num_threads() == threads
+    assert precisions() == before
 
 
 def test_a_thread_count_is_one_threads_own():
-    """Neither a thread that computes beside it sees it, nor one that begins meanwhile."""
-    before, seen = torch.get_num_threads(), {}
-    ready, look = threading.Event(), threading.Event()
+    """Neither the caller sees it, nor a thread that computes beside it, nor one that begins meanwhile."""
+    before = torch.get_num_threads()
 
-    def old():
-        torch.get_num_threads()
-        ready.set()
-        look.wait(10)
-        seen["old"] = torch.get_num_threads()
+    def within():
+        return torch.get_num_threads(), call_in(ThreadPoolExecutor(1)), call_with_threads(2, torch.get_num_threads)
 
-    def new():
-        seen["new"] = torch.get_num_threads()
-        with thread_count(1):
-            seen["within"] = torch.get_num_threads()
-        seen["after"] = torch.get_num_threads()
+    def call_in(pool):
+        with pool:
+            return pool.submit(torch.get_num_threads).result()
 
     try:
         torch.set_num_threads(3)
-        beside = threading.Thread(target=old)
-        beside.start()
-        ready.wait(10)
-        with thread_count(2):
-            look.set()
-            beside.join()
-            begun = threading.Thread(target=new)
-            begun.start()
-            begun.join()
-            assert torch.get_num_threads() == 2
-        assert seen == {"old": 3, "new": 3, "within": 1, "after": 3} and torch.get_num_threads() == 3
+        beside = ThreadPoolExecutor(1)
+        assert beside.submit(torch.get_num_threads).result() == 3
+        assert call_with_threads(1, within) == (1, 3, 2)
+        assert call_with_threads(3, threading.get_ident) == threading.get_ident()  # no other thread is needed
+        with pytest.raises(ZeroDivisionError):
+            call_with_threads(1, lambda: 1 / 0)
+        assert torch.get_num_threads() == call_in(beside) == call_in(ThreadPoolExecutor(1)) == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_that_begin_beside_a_coder_with_a_language_model_have_the_processs_count():
+    """Version 0 is computed by one thread; a new thread of another's must not be given that count."""
+    before, stop, seen = torch.get_num_threads(), threading.Event(), Counter()
+
+    def code():
+        while not stop.is_set():
+            call_with_threads(1, torch.get_num_threads)
+
+    try:
+        torch.set_num_threads(2)
+        call_with_threads(1, torch.get_num_threads)
+        coder = threading.Thread(target=code)
+        coder.start()
+        for _ in range(5000):
+            new = threading.Thread(target=lambda: seen.update([torch.get_num_threads()]))
+            new.start()
+            new.join()
+        stop.set()
+        coder.join()
+        assert seen == {2: 5000}
     finally:
         torch.set_num_threads(before)
 

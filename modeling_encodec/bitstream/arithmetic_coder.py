@@ -115,6 +115,7 @@ class ArithmeticDecoder:
         self._file = file
         self._interval = _Interval()
         self._number = 0  # of the interval, that the bits read so far name
+        self.bits = 0  # read so far
         self._byte, self._unread = 0, 0  # bits of the last byte that were not used yet, and how many they are
 
     def decode(self, cumulative: np.ndarray) -> int:
@@ -158,6 +159,7 @@ class ArithmeticDecoder:
         bit = self._byte & 1
         self._byte >>= 1
         self._unread -= 1
+        self.bits += 1
         return bit
 
 

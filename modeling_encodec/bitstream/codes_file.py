@@ -33,12 +33,15 @@ from modeling_encodec.bitstream.fingerprints import (
 )
 from modeling_encodec.bitstream.segment_coders import LMCoder, RawCoder
 from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.inputs_encodec import plain_array, real_number, whole_number
+from modeling_encodec.inputs_encodec import plain_array, real_number, shown, whole_number
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.stream_steps import split_chunks
 
 
 SEGMENT_SECONDS = 10.0
+# Audio that one call takes from a file, unless it is told otherwise: a day.
+MAX_SECONDS = 24 * 3600.0
 # What the container's fields hold.
 MOST_FRAMES, MOST_CHUNKS = (1 << 16) - 1, 255
 
@@ -242,6 +245,7 @@ class EcdcReader:
         together: int = 1,
         first: int = 0,
         other_decoder: bool = False,
+        max_seconds: float | None = None,
     ) -> Iterator[DecodedSegment | Damage | End]:
         """What the file holds, in order, decoded as it arrives.
 
@@ -251,29 +255,44 @@ class EcdcReader:
             together: segments that are waited for, to be decoded at once, which is faster.
             first: the segment at which the file stands, after `container.seek_segment`.
             other_decoder: take a model whose codebooks are the file's, whatever its decoder.
+            max_seconds: audio that the file may hold; None is any.
 
         Raises:
-            EcdcError: at once if model or language model are not the file's.
+            EcdcError: at once if model or language model are not the file's, or its header says that it is longer than
+                `max_seconds`; later, if it is longer without saying so.
         """
         together, first = whole_number("together", together, 1), whole_number("first", first, 0)
         check_models(self.header, model, lm, other_decoder=other_decoder)
+        check_seconds(self.header.audio_length or 0, self.header.sampling_rate, max_seconds)
         coders = (RawCoder(self.header.bits_per_code), None if lm is None else LMCoder(lm))
-        return self._decoded(read_segments(self.file, self.header, first=first), coders, together)
+        items = self._limited(read_segments(self.file, self.header, first=first), max_seconds)
+        return self._decoded(items, model.config, coders, together)
 
-    def _decoded(self, items: Iterable, coders, together: int) -> Iterator[DecodedSegment | Damage | End]:
+    def _limited(self, items: Iterable, max_seconds: float | None) -> Iterator[Segment | Damage | End]:
+        """The items, unless they are of a longer signal: before the work of decoding them."""
+        for item in items:
+            if isinstance(item, Segment):
+                check_seconds(item.index * self.header.samples_per_segment, self.header.sampling_rate, max_seconds)
+            elif isinstance(item, End):
+                check_seconds(item.audio_length, self.header.sampling_rate, max_seconds)
+            yield item
+
+    def _decoded(
+        self, items: Iterable, config: EncodecConfig, coders, together: int
+    ) -> Iterator[DecodedSegment | Damage | End]:
         waiting: list[Segment] = []
         for item in items:
             if isinstance(item, Segment):
                 waiting.append(item)
                 if len(waiting) < together:
                     continue
-            yield from self._decode(waiting, coders)
+            yield from self._decode(waiting, config, coders)
             waiting = []
             if not isinstance(item, Segment):
                 yield item
-        yield from self._decode(waiting, coders)
+        yield from self._decode(waiting, config, coders)
 
-    def _decode(self, segments: list[Segment], coders) -> Iterator[DecodedSegment | Damage]:
+    def _decode(self, segments: list[Segment], config: EncodecConfig, coders) -> Iterator[DecodedSegment | Damage]:
         books, (raw, by_lm) = self.header.codebooks, coders
         coded = [segment for segment in segments if segment.coded_with_lm]
         payloads, frames = [segment.payload for segment in coded], [segment.frames for segment in coded]
@@ -282,7 +301,7 @@ class EcdcReader:
             codes = found.get(segment.index)
             if not segment.coded_with_lm:
                 codes = raw.decode(segment.payload, books, segment.frames)
-            problem = self._problem(segment, codes)
+            problem = self._problem(segment, codes, config)
             if problem is None:
                 yield DecodedSegment(segment.index, codes, segment.scales)
             else:
@@ -291,13 +310,16 @@ class EcdcReader:
                 end = min(end, self.header.audio_length or end)
                 yield Damage(segment.index, segment.index, start, end, problem)
 
-    def _problem(self, segment: Segment, codes: np.ndarray | None) -> str | None:
+    def _problem(self, segment: Segment, codes: np.ndarray | None, config: EncodecConfig) -> str | None:
         """Why a segment that passed cannot be used: a false writer, or a machine that computes wrongly."""
         if codes is None:
             return "the language model finds other codes in it than were encoded"
         if codes.max() >= self.header.codebook_size:
             return f"a code is {codes.max()}, allowed: up to {self.header.codebook_size - 1}"
-        return None
+        if self.header.audio_length is None:  # the last segment is shorter, and this may be it
+            return _unchunked(config, segment.frames, len(segment.scales))
+        allowed = segment_frames(config, self.header, segment.index, self.header.audio_length)
+        return segment_problem(segment.frames, len(segment.scales), allowed, self.header)
 
 
 def segment_size(config: EncodecConfig, seconds: float) -> tuple[int, int]:
@@ -327,6 +349,44 @@ def segment_frames(config: EncodecConfig, header: Header, index: int, audio_leng
         return [config.num_frames(stop - start)]
     starts = range(start, stop, config.chunk_stride)
     return [config.num_frames(min(config.chunk_length, audio_length - at)) for at in starts]
+
+
+def _unchunked(config: EncodecConfig, frames: int, scales: int) -> str | None:
+    """Why a segment of so many frames and scales is not made of chunks, if the model has them."""
+    if config.chunk_length is None:
+        return None
+    try:
+        split_chunks(config, scales or -(-frames // config.num_frames(config.chunk_length)), frames)
+    except ValueError as error:
+        return str(error)
+
+
+def check_seconds(samples: int, sampling_rate: int, max_seconds: float | None) -> None:
+    """Refuse a file of so many samples, or more, where no more than `max_seconds` may be in it. None is any.
+
+    Raises:
+        EcdcError: with both.
+        ValueError: for what is no limit.
+    """
+    if max_seconds is None:
+        return
+    allowed = real_number("max_seconds", max_seconds, "a number of seconds above 0, or None")
+    if allowed <= 0:
+        raise ValueError(f"max_seconds is {max_seconds}, allowed: a number of seconds above 0, or None")
+    if samples > allowed * sampling_rate:
+        raise EcdcError(
+            f"the file says that it holds {samples / sampling_rate / 3600:.2f} h of audio, allowed: up to "
+            f"{allowed / 3600:g} h; max_seconds raises it (--max-hours of decode)"
+        )
+
+
+def segment_problem(frames: int, scales: int, allowed: list[int], header: Header) -> str | None:
+    """Why a segment of so many frames and scales does not fit, where each chunk is `allowed` these frames."""
+    if frames != sum(allowed):
+        return f"it has {frames} frames, allowed: {sum(allowed)}"
+    if header.has_scales and scales != len(allowed):
+        return f"it has {scales} scales, allowed: {len(allowed)}"
+    return None
 
 
 def check_lm(lm: EncodecLM, model: EncodecModel, codebooks: int = 1) -> None:
@@ -362,12 +422,20 @@ def check_models(header: Header, model: EncodecModel, lm: EncodecLM | None, *, o
     here = (config.sampling_rate, config.audio_channels, config.codebook_size, config.hop_length, config.normalize)
     if there != here or header.codebooks > config.num_quantizers:
         raise EcdcError(f"the file's header says {there}, {header.codebooks} codebooks; this model has {here}")
+    frames, samples = header.frames_per_segment, header.samples_per_segment
+    full, stride = 1, config.hop_length
+    if config.chunk_length is not None:
+        full, stride = config.num_frames(config.chunk_length), config.chunk_stride
+    if frames % full or frames // full * stride != samples:
+        raise EcdcError(
+            f"the file's segments have {frames} frames in {samples} samples, allowed: multiples of {full} in {stride}"
+        )
     if header.lm_name is None:
         return
     if lm is None:
-        raise EcdcError(f"the file is coded with the language model {header.lm_name!r}, and none is given")
+        raise EcdcError(f"the file is coded with the language model {shown(header.lm_name)}, and none is given")
     if (ours := lm_fingerprint(lm)) != header.lm_fingerprint:
         raise EcdcError(
-            f"the file is coded with the language model {header.lm_name!r} (fingerprint {header.lm_fingerprint}), "
-            f"the one given has {ours}"
+            f"the file is coded with the language model {shown(header.lm_name)} (fingerprint "
+            f"{header.lm_fingerprint}), the one given has {ours}"
         )

@@ -11,7 +11,14 @@ import numpy as np
 import torch
 
 from modeling_encodec.batching_encodec import as_audio
-from modeling_encodec.bitstream.codes_file import SEGMENT_SECONDS, EcdcReader, EcdcWriter, check_lm
+from modeling_encodec.bitstream.codes_file import (
+    MAX_SECONDS,
+    SEGMENT_SECONDS,
+    EcdcReader,
+    EcdcWriter,
+    check_lm,
+    check_seconds,
+)
 from modeling_encodec.bitstream.concealment import JoinedCodes, check_way, join_segments, silence
 from modeling_encodec.bitstream.container import VERSION, Damage, Header, read_header
 from modeling_encodec.bitstream.ecdc import MAGIC, EcdcError, EcdcHeader, read_exactly
@@ -213,7 +220,8 @@ def decompress(
         data: the file's bytes.
         model: the codec; by default the one that the file names.
         lm: the language model, if the file is coded with one; by default the one that it names.
-        **options (keyword arguments): as of `decompress_blocks`: `strict`, `conceal`, `other_decoder`, `on_damage`.
+        **options (keyword arguments): as of `decompress_blocks`: `strict`, `conceal`, `other_decoder`, `on_damage`,
+            `max_seconds`.
 
     Returns:
         The audio (channels, T), in the model's dtype and on its device, and its sampling rate in Hz.
@@ -240,7 +248,12 @@ def decompress(
 
 
 def decompress_from_file(
-    file: BinaryIO, model: EncodecModel | None = None, lm: EncodecLM | None = None, **options
+    file: BinaryIO,
+    model: EncodecModel | None = None,
+    lm: EncodecLM | None = None,
+    *,
+    conceal: Literal["silence", "repeat"] = "silence",
+    **options,
 ) -> tuple[torch.Tensor, int]:
     """Audio of one `.ecdc` file of either version.
 
@@ -248,7 +261,9 @@ def decompress_from_file(
         file: binary, open for reading; it need not be seekable.
         model: the codec; by default the one that the file names.
         lm: the language model, if the file is coded with one; by default the one that it names.
-        **options (keyword arguments): as of `decompress_blocks`: `strict`, `conceal`, `other_decoder`, `on_damage`.
+        conceal: as of `decompress_blocks`.
+        **options (keyword arguments): as of `decompress_blocks` too: `strict`, `other_decoder`, `on_damage`,
+            `max_seconds`.
 
     Returns:
         The audio (channels, T), in the model's dtype and on its device, and its sampling rate in Hz.
@@ -266,8 +281,15 @@ def decompress_from_file(
         >>> audio.shape, rate
         (torch.Size([1, 30000]), 24000)
     """
-    blocks, rate = decompress_blocks(file, model, lm, **options)
-    return torch.cat(list(blocks), dim=1), rate
+    check_way(conceal)
+    model, joined = read_joined(file, model, lm, **options)
+    audio, start = None, 0
+    for block in decode_joined(model, joined, silent=conceal == "silence"):
+        if audio is None:
+            audio = block.new_empty(block.shape[0], joined.audio_length)
+        audio[:, start : start + block.shape[1]] = block
+        start += block.shape[1]
+    return audio[:, :start], model.config.sampling_rate
 
 
 def decompress_blocks(
@@ -279,10 +301,12 @@ def decompress_blocks(
     conceal: Literal["silence", "repeat"] = "silence",
     other_decoder: bool = False,
     on_damage: Callable[[Damage], None] | None = None,
+    max_seconds: float | None = MAX_SECONDS,
 ) -> tuple[Iterator[torch.Tensor], int]:
     """Decode one `.ecdc` file of either version block by block.
 
-    The file is read, and its damage told, before the first block; of its signal only the codes are then in memory.
+    The file is read, and its damage told, before the first block; of its signal only the codes that the file holds are
+    then in memory, in 2 bytes each.
 
     Args:
         file: binary, open for reading; it need not be seekable.
@@ -293,13 +317,16 @@ def decompress_blocks(
         conceal: damaged segments become silence, or the segment before them again.
         other_decoder: take a model with the file's codebooks and another decoder: trained on, or in half precision.
         on_damage: gets each damaged range; by default a line of the log says it.
+        max_seconds: audio that the file may hold, by default a day; None is any. Of what is damaged no more than a
+            minute and 100 times what could be read is concealed in any case.
 
     Returns:
         Blocks of audio (channels, T), and their sampling rate in Hz.
 
     Raises:
-        EcdcError: if the header is damaged, nothing can be read, or anything is damaged and `strict` is set; if model
-            or language model are others than the file was made with. It is a `ValueError`.
+        EcdcError: if the header is damaged, nothing or too little can be read, or anything is damaged and `strict` is
+            set; if the file holds more audio than `max_seconds`; if model or language model are others than the file
+            was made with. It is a `ValueError`.
         ValueError: if the file names a model that is not known, or for another `conceal`.
 
     Examples:
@@ -316,7 +343,8 @@ def decompress_blocks(
         'segment 1 (1.00 s to 2.00 s): ...'
     """
     check_way(conceal)
-    model, joined = read_joined(file, model, lm, strict=strict, other_decoder=other_decoder, on_damage=on_damage)
+    options = {"strict": strict, "other_decoder": other_decoder, "on_damage": on_damage, "max_seconds": max_seconds}
+    model, joined = read_joined(file, model, lm, **options)
     return decode_joined(model, joined, silent=conceal == "silence"), model.config.sampling_rate
 
 
@@ -328,12 +356,13 @@ def read_codes(
     strict: bool = False,
     other_decoder: bool = False,
     on_damage: Callable[[Damage], None] | None = None,
+    max_seconds: float | None = MAX_SECONDS,
 ) -> np.ndarray:
     """The codes of one `.ecdc` file of either version; chunks of a 48 kHz model follow one another.
 
     Args:
         file: binary, open for reading; it need not be seekable.
-        model: as of `decompress_blocks`; so are `lm`, `strict`, `other_decoder` and `on_damage`.
+        model: as of `decompress_blocks`; so are `lm`, `strict`, `other_decoder`, `on_damage` and `max_seconds`.
 
     Returns:
         int32 (codebooks, frames), -1 where the file is damaged.
@@ -353,7 +382,8 @@ def read_codes(
         >>> bool((codes == model.encode(audio[None], bandwidth=1.5).audio_codes[0, 0].numpy()).all())
         True
     """
-    model, joined = read_joined(file, model, lm, strict=strict, other_decoder=other_decoder, on_damage=on_damage)
+    options = {"strict": strict, "other_decoder": other_decoder, "on_damage": on_damage, "max_seconds": max_seconds}
+    _, joined = read_joined(file, model, lm, **options)
     return joined.codes()
 
 
@@ -365,6 +395,7 @@ def read_joined(
     strict: bool = False,
     other_decoder: bool = False,
     on_damage: Callable[[Damage], None] | None = None,
+    max_seconds: float | None = MAX_SECONDS,
 ) -> tuple[EncodecModel, JoinedCodes]:
     """A file's model and its codes, for `decode_joined` and `JoinedCodes.codes`: read once for audio and codes.
 
@@ -374,13 +405,17 @@ def read_joined(
     if model is None:
         model = EncodecModel.from_pretrained(checkpoint_for(header.model_name)).eval()
     if isinstance(header, EcdcHeader):
+        check_seconds(header.audio_length, model.config.sampling_rate, max_seconds)
         pieces = read_original(file, header, model, lm, other_decoder=other_decoder)
-        return model, JoinedCodes(pieces, [False] * len(pieces), [], header.audio_length)
+        return model, JoinedCodes(lambda: ((*piece, False) for piece in pieces), [], header.audio_length)
     if lm is None and header.lm_name is not None:
         lm = EncodecLM.from_pretrained(lm_checkpoint_for(header.lm_name)).eval()
-    items = EcdcReader(file, header).read(model, lm, together=MOST_ROWS, other_decoder=other_decoder)
+    options = {"together": MOST_ROWS, "other_decoder": other_decoder, "max_seconds": max_seconds}
+    items = EcdcReader(file, header).read(model, lm, **options)
     report = on_damage or functools.partial(_log_damage, sampling_rate=header.sampling_rate)
-    return model, join_segments(items, header, model.config, strict=strict, on_damage=report)
+    joined = join_segments(items, header, model.config, strict=strict, on_damage=report)
+    check_seconds(joined.audio_length, header.sampling_rate, max_seconds)  # the end may be missing
+    return model, joined
 
 
 def read_any_header(file: BinaryIO) -> tuple[EcdcHeader | Header, BinaryIO]:

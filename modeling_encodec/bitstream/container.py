@@ -34,7 +34,7 @@ from typing import BinaryIO, NamedTuple
 
 from modeling_encodec.bitstream.bit_packing import packed_size
 from modeling_encodec.bitstream.ecdc import MAGIC, READ_BYTES, SCALE, EcdcError, read_exactly
-from modeling_encodec.inputs_encodec import whole_number
+from modeling_encodec.inputs_encodec import shown, whole_number
 
 
 VERSION = 1
@@ -43,6 +43,8 @@ FIELDS = struct.Struct("!4sBB8s8sIBBHHHIQI")
 CHECKSUM = struct.Struct("!I")
 SYNC = b"\xec\x5e"
 RAW, LM, END = 0, 1, 2
+# A sync and a kind, as far as bytes are there.
+MAYBE_SEGMENT = re.compile(rb"\xec(?:\x5e(?:[\0-\2]|\Z)|\Z)")
 SEGMENT_HEAD = struct.Struct("!2sBB3sH3s")
 END_PAYLOAD = struct.Struct("!QI")
 MOST_SEGMENTS = MOST_PAYLOAD_BYTES = 2**24 - 1
@@ -219,7 +221,10 @@ def read_header(file: BinaryIO) -> Header:
     )
     # Flags without a meaning, or an LM without its flag.
     if _header_bytes(header) != data + checksum:
-        raise EcdcError(f"header is {data.hex()}, allowed: {_header_bytes(header).hex()}")
+        raise EcdcError(
+            f"header's flags are {flags}, its language model is {shown(lm_name)} ({lm_fingerprint.hex()}), allowed: "
+            "flags 0 to 3, and a language model with flag 1 alone"
+        )
     return header
 
 
@@ -341,9 +346,9 @@ def _check_name(kind: str, name: str, fingerprint: str) -> None:
     except (AttributeError, UnicodeEncodeError):
         size = 0
     if not 1 <= size <= 255:
-        raise EcdcError(f"{kind}_name is {name!r}, allowed: text of 1 to 255 bytes as UTF-8")
+        raise EcdcError(f"{kind}_name is {shown(name)}, allowed: text of 1 to 255 bytes as UTF-8")
     if not isinstance(fingerprint, str) or not re.fullmatch("[0-9a-f]{16}", fingerprint):
-        raise EcdcError(f"{kind}_fingerprint is {fingerprint!r}, allowed: 16 hex digits in lower case")
+        raise EcdcError(f"{kind}_fingerprint is {shown(fingerprint)}, allowed: 16 hex digits in lower case")
 
 
 def _header_bytes(header: Header) -> bytes:
@@ -480,5 +485,5 @@ class _Window:
 
     def next_sync(self) -> int:
         """Bytes at the front that cannot begin a segment, given that the first does not."""
-        found = self.data.find(SYNC, 1)
-        return found if found > 0 else max(1, len(self.data) - self.data.endswith(SYNC[:1]))
+        found = MAYBE_SEGMENT.search(self.data, 1)
+        return len(self.data) if found is None else found.start()

@@ -33,6 +33,10 @@ SCALE = struct.Struct("!f")
 # Real headers have under 100 bytes; a longer one is damage, and is not read.
 MOST_HEADER_BYTES = 4096
 READ_BYTES = 1 << 20
+# Frames that are unpacked at a time, a multiple of 8.
+BLOCK_FRAMES = 1 << 12
+# The greatest length that other programs' numbers hold.
+MAX_SAMPLES = 2**63 - 1
 
 
 class EcdcError(ValueError):
@@ -87,8 +91,9 @@ def read_header(file: BinaryIO) -> EcdcHeader:
         raise EcdcError(
             f"header is {str(fields)[:100]}, allowed: m (text), al and nc (whole numbers), lm (true/false)"
         )
-    if fields["al"] < 1 or fields["nc"] < 1:
-        raise EcdcError(f"header has al {fields['al']} and nc {fields['nc']}, allowed: at least 1 each")
+    if not (1 <= fields["al"] <= MAX_SAMPLES and 1 <= fields["nc"] <= MAX_SAMPLES):
+        numbers = f"{str(fields['al'])[:40]} and nc {str(fields['nc'])[:40]}"
+        raise EcdcError(f"header has al {numbers}, allowed: 1 to {MAX_SAMPLES} each")
     if not isinstance(fields.get("fp"), (str, type(None))):
         raise EcdcError(f"header has fp {str(fields['fp'])[:100]}, allowed: text")
     return EcdcHeader(fields["m"], fields["al"], fields["nc"], fields["lm"], fields.get("fp"))
@@ -100,13 +105,18 @@ def write_segment(file: BinaryIO, codes: np.ndarray, bits: int) -> None:
 
 
 def read_segment(file: BinaryIO, codebooks: int, frames: int, bits: int) -> np.ndarray:
-    """One chunk's codes (K, F) int64. Memory grows with what the file really holds.
+    """One chunk's codes (K, F), uint16 if they fit. Memory grows with what the file really holds.
 
     Raises:
         EcdcError: if the file ends early.
     """
-    data = read_exactly(file, packed_size(codebooks * frames, bits), "codes")
-    return unpack(data, codebooks * frames, bits).reshape(frames, codebooks).T
+    dtype = np.uint16 if bits <= 16 else np.int64
+    data = bytearray()
+    for start in range(0, frames, BLOCK_FRAMES):  # whole bytes each, for unpacking takes ten times the memory
+        count = codebooks * min(BLOCK_FRAMES, frames - start)
+        packed = read_exactly(file, packed_size(count, bits), "codes")
+        data += unpack(packed, count, bits).astype(dtype).tobytes()
+    return np.frombuffer(data, dtype).reshape(frames, codebooks).T
 
 
 def write_scale(file: BinaryIO, scale: float) -> None:

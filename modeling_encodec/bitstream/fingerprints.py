@@ -17,6 +17,7 @@ from torch import nn
 
 from modeling_encodec.bitstream.ecdc import EcdcError
 from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.inputs_encodec import shown
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
 from modeling_encodec.weight_cache_encodec import WeightCache, copy_in_pieces
@@ -90,7 +91,7 @@ def check_fingerprint(named: str, theirs: str, model: EncodecModel, other_decode
     ours = model_fingerprint(model)
     if ours == theirs or (other_decoder and ours[:8] == theirs[:8]):
         return
-    message = f"the file was made with {named!r} (fingerprint {theirs}), this model's is {ours}"
+    message = f"the file was made with {shown(named)} (fingerprint {theirs}), this model's is {ours}"
     if ours[:8] == theirs[:8]:
         message += f": the same codebooks, another decoder or settings (in {model.dtype}); other_decoder allows that"
     raise EcdcError(message)

@@ -9,6 +9,10 @@ from modeling_encodec.checkpoints import RELEASED, checkpoint_for
 from modeling_encodec.configuration_encodec import EncodecConfig
 
 
+# Damaged ranges that are listed.
+MAX_DAMAGES = 100
+
+
 def describe(file: BinaryIO, size: int, model: str | None = None) -> dict[str, str]:
     """The header of an `.ecdc` file of `size` bytes, its segments, and what follows from them.
 
@@ -67,7 +71,8 @@ def _describe_segments(file: BinaryIO, header: Header, size: int) -> dict[str, s
     else:
         lines |= {"samples": str(length), **_rates(length, header.sampling_rate, header.channels, size)}
     if damages:
-        lines["damage"] = "; ".join(damages)
+        more = [f"and {len(damages) - MAX_DAMAGES} more"] if len(damages) > MAX_DAMAGES else []
+        lines["damage"] = "; ".join(damages[:MAX_DAMAGES] + more)
     return lines
 
 

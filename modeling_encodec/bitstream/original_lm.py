@@ -14,8 +14,7 @@ anything in version 0 guard against another machine or version of PyTorch; but t
 (`EncodecLM.frequencies`), the same everywhere. Write version 0 only for the original to read.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from array import array
 from typing import BinaryIO
 
 import numpy as np
@@ -26,7 +25,12 @@ from modeling_encodec.batching_encodec import as_tensor
 from modeling_encodec.bitstream.arithmetic_coder import ArithmeticDecoder, ArithmeticEncoder, cumulative_shares
 from modeling_encodec.bitstream.ecdc import EcdcError
 from modeling_encodec.modeling_lm_encodec import NO_CODE, EncodecLM, EncodecLMLayer
-from modeling_encodec.precision_encodec import exact_float32, thread_count
+from modeling_encodec.precision_encodec import call_with_threads, exact_float32
+
+
+# Frames that a segment may have without a bit for them, and for each of its bits. A sure model takes less than a bit
+# for a frame of silence, but without a bound a few bytes would keep a reader busy for days.
+FREE_FRAMES, MAX_FRAMES_PER_BIT = 45_000, 1000
 
 
 def encode_segment(lm: EncodecLM, codes: torch.Tensor | np.ndarray, *, threads: int = 1) -> bytes:
@@ -43,19 +47,17 @@ def encode_segment(lm: EncodecLM, codes: torch.Tensor | np.ndarray, *, threads: 
     size = lm.config.codebook_size
     if codes.min() < 0 or codes.max() >= size:
         raise ValueError(f"codes range from {codes.min()} to {codes.max()}, allowed: 0 to {size - 1}")
-    encoder = ArithmeticEncoder()
-    with _as_by_default(threads):
-        steps = OriginalSteps(lm, len(codes))
-        frame = [NO_CODE] * len(codes)
-        for following in codes.T.tolist():
-            for code, cumulative in zip(following, cumulative_shares(steps(frame)), strict=True):
-                encoder.encode(code, cumulative)
-            frame = following
+    encoder, steps = ArithmeticEncoder(), OriginalSteps(lm, len(codes))
+    frame = [NO_CODE] * len(codes)
+    for following in codes.T.tolist():
+        for code, cumulative in zip(following, call_with_threads(threads, _shares, steps, frame), strict=True):
+            encoder.encode(code, cumulative)
+        frame = following
     return encoder.finish()
 
 
 def decode_segment(lm: EncodecLM, file: BinaryIO, codebooks: int, frames: int, *, threads: int = 1) -> np.ndarray:
-    """One chunk's codes (K, F) int64, written with as many CPU threads; the file then stands at the next chunk.
+    """One chunk's codes (K, F) int32, written with as many CPU threads; the file then stands at the next chunk.
 
     Raises:
         EcdcError: if the file is damaged, or written with other weights or on a machine that computes differently.
@@ -63,15 +65,19 @@ def decode_segment(lm: EncodecLM, file: BinaryIO, codebooks: int, frames: int, *
     """
     if not 1 <= codebooks <= lm.config.num_codebooks:
         raise EcdcError(f"the file has {codebooks} codebooks, allowed: 1 to {lm.config.num_codebooks}")
-    decoder, codes = ArithmeticDecoder(file), []
-    with _as_by_default(threads):
-        steps = OriginalSteps(lm, codebooks)
-        frame = [NO_CODE] * codebooks
-        for _ in range(frames):
-            frame = [decoder.decode(cumulative) for cumulative in cumulative_shares(steps(frame))]
-            codes.append(frame)
+    decoder, codes = ArithmeticDecoder(file), array("i")
+    steps = OriginalSteps(lm, codebooks)
+    frame = [NO_CODE] * codebooks
+    for number in range(frames):
+        if number > FREE_FRAMES + MAX_FRAMES_PER_BIT * decoder.bits:
+            raise EcdcError(
+                f"{number} of {frames} frames take {decoder.bits} bits, allowed: {FREE_FRAMES} frames and "
+                f"{MAX_FRAMES_PER_BIT} a bit"
+            )
+        frame = [decoder.decode(cumulative) for cumulative in call_with_threads(threads, _shares, steps, frame)]
+        codes.extend(frame)
     decoder.finish()
-    return np.array(codes, dtype=np.int64).reshape(frames, codebooks).T
+    return np.frombuffer(codes, np.intc).reshape(frames, codebooks).T
 
 
 def check_original_lm(lm: EncodecLM) -> None:
@@ -172,8 +178,7 @@ def _norm(hidden: torch.Tensor, pair: list[torch.Tensor]) -> torch.Tensor:
     return layer_norm(hidden, hidden.shape[-1:], *pair)
 
 
-@contextmanager
-def _as_by_default(threads: int) -> Iterator[None]:
-    """So many threads, full precision: what the caller has set must not change a bit."""
-    with thread_count(threads), exact_float32():
-        yield
+def _shares(steps: OriginalSteps, frame: list[int]) -> np.ndarray:
+    """The next step, in full precision: what the caller has set must not change a bit."""
+    with exact_float32():
+        return cumulative_shares(steps(frame))

@@ -87,6 +87,8 @@ class LMCoder:
         previous = torch.full(shape, NO_CODE, dtype=torch.int64, device="cpu")
         failed = set()
         for frame in range(max(frames)):
+            if len(failed) == len(coders):
+                break
             shares, cache = self.integer.shares(previous, cache)
             shares = _array(shares[:, 0])
             for row, coder in enumerate(coders):

@@ -129,6 +129,9 @@ def decode(
     lm_model: NamedLM = None,
     strict: Annotated[bool, typer.Option("--strict", help="Damage is an error, and nothing is written.")] = False,
     conceal: Annotated[str, typer.Option("--conceal", help="Damaged parts become: silence, repeat.")] = "silence",
+    max_hours: Annotated[
+        float | None, typer.Option("--max-hours", help="Hours that a file may hold (default: 24; streams: any).")
+    ] = None,
     other_decoder: Annotated[
         bool, typer.Option("--other-decoder", help="Take a model with the file's codebooks and another decoder.")
     ] = False,
@@ -140,6 +143,7 @@ def decode(
     force: Force = False,
 ) -> None:
     """.ecdc files to audio files (.wav, .flac, .ogg, .mp3 by the target's name). The file names its model."""
+    from modeling_encodec.bitstream.codes_file import MAX_SECONDS
     from modeling_encodec.bitstream.compression import decompress_blocks, read_any_header
     from modeling_encodec.checkpoints import checkpoint_for, lm_checkpoint_for
     from modeling_encodec.processors.audio import write_audio_blocks
@@ -172,6 +176,7 @@ def decode(
             conceal=conceal,
             other_decoder=other_decoder,
             on_damage=lambda damage, rate: say(f"concealed: {damage.describe(rate)}"),
+            max_seconds=None if max_hours is None else 3600 * max_hours,
         )
         return
 
@@ -188,6 +193,7 @@ def decode(
                 conceal=conceal,
                 other_decoder=other_decoder,
                 on_damage=damages.append,
+                max_seconds=MAX_SECONDS if max_hours is None else 3600 * max_hours,
             )
         for damage in damages:
             say(f"{source}: concealed: {damage.describe(rate)}")

@@ -215,7 +215,7 @@ def _check_head(data: bytes, model: EncodecModel, lm: EncodecLM | None, name: st
         _check_seconds(header.audio_length / model.config.sampling_rate, name, limits)
         return
     if header.lm_name is not None and lm is None:
-        raise EcdcError(f"the file is coded with the language model {header.lm_name!r}, and none is given")
+        raise EcdcError(f"the file is coded with the language model {header.lm_name[:100]!r}, and none is given")
     samples, frames = header.audio_length or 0, 0
     for item in read_segments(file, header):
         if isinstance(item, End):
