@@ -18,7 +18,7 @@ from modeling_encodec.commands.evaluate import evaluate
 from modeling_encodec.commands.models import export, train, train_lm
 from modeling_encodec.commands.plot import plot
 from modeling_encodec.commands.push import push
-from modeling_encodec.commands.shared import UsageError, one_line, say, shown_warnings
+from modeling_encodec.commands.shared import UsageError, one_line, say, say_stopped, shown_warnings
 from modeling_encodec.commands.tokenize import tokenize
 from modeling_encodec.stop_signals import Stopped, stop_signals_raise
 
@@ -50,8 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Stopped as error:
-        say(f"modeling-encodec: stopped by {error.signal_name}")
-        code = error.code
+        code = say_stopped(error)
     except SystemExit as error:
         if not isinstance(error.__context__, BrokenPipeError):
             raise
@@ -62,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         sys.stdout, sys.stderr = streams
     if code == 130:
-        say("modeling-encodec: interrupted")
+        say_stopped(KeyboardInterrupt())
     _give_up_stdout()
     return code or 0
 

@@ -259,6 +259,30 @@ def test_a_call_that_is_none_is_refused(body, shared_page):
     assert 400 <= answer.status_code < 500
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"session_hash": name} for name in ("\ud800", "x" * 100, 3, ["x"], "a b", "", "../x")]
+    + [{"fn_index": number} for number in (-1, 99, 10**30, True, "2", 2.0, None, [])]
+    + [{"trigger_id": "x"}, {"event_id": {"a": 1}}]
+    + [{"data": [None, rate, False]} for rate in (99, True, float("nan"), 10**400, None, "3.6", [3.6])]
+    + [{"data": data} for data in ([], [None], [None, 3.6], [None, 3.6, 1], [0, 3.6, False], [None] * 10000, "abc")],
+)
+def test_a_call_with_what_no_part_of_the_page_gives_is_refused(change, shared_page):
+    call = {"data": [None, 3.6, False], "fn_index": button(shared_page, "encode"), "session_hash": "x"} | change
+    for path in ("queue/join", "run/predict"):
+        head = {"Content-Type": "application/json"}
+        answer = shared_page.post(f"/gradio_api/{path}", content=json.dumps(call), headers=head)
+        assert 400 <= answer.status_code < 500, answer.text
+
+
+@pytest.mark.parametrize(
+    "query", ["session_hash=%ff", f"session_hash={'x' * 70}", "upload_id=a%20b", "a=" + "b" * 300]
+)
+def test_names_of_a_query_are_short(query, shared_page):
+    for path in ("queue/data", "upload_progress"):
+        assert shared_page.get(f"/gradio_api/{path}?{query}").status_code == 400
+
+
 # ---- limits ---------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +296,9 @@ def test_an_upload_is_bounded_as_a_whole(app, page):
     before = stored(app)
     assert page.post("/gradio_api/upload", files=many).status_code == 413
     assert stored(app) == before
+    empty = [("files", (f"{number}.wav", b"")) for number in range(900)]
+    for several in (empty, empty[:2]):  # as many files as one may have parts
+        assert page.post("/gradio_api/upload", files=several).status_code == 413
     assert page.post("/gradio_api/upload", files=many[:1]).status_code == 200
     boundary = {"Content-Type": "multipart/form-data; boundary=x"}
     chunks = (b"x" * 1000 for _ in range(10000))  # whose number is not said
@@ -369,12 +396,19 @@ def test_many_users_leave_nothing_behind_but_files(page):
     assert after[0] <= before[0] + 2 and after[1] <= before[1] + 2
 
 
-def test_connections_that_ask_for_nothing_are_closed(app, monkeypatch):
+async def slow_app(scope, receive, send):
+    """Answers after a second."""
+    await asyncio.sleep(1)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+    await send({"type": "http.response.body", "body": b"done"})
+
+
+def test_connections_that_ask_for_nothing_are_closed(monkeypatch):
     import uvicorn
 
     monkeypatch.setattr(serving, "REQUEST_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, http=serving._connection_class(), ws="none", log_level="critical")
+        config = uvicorn.Config(slow_app, http=serving._connection_class(), lifespan="off", log_level="critical")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -384,12 +418,9 @@ def test_connections_that_ask_for_nothing_are_closed(app, monkeypatch):
                     slow.sendall(start)
                     while slow.recv(1 << 16):
                         pass
-            with socket.create_connection(listener.getsockname(), timeout=10) as stream:  # one that is answered stays
-                stream.sendall(b"GET /gradio_api/heartbeat/x HTTP/1.1\r\nHost: a\r\n\r\n")
-                stream.settimeout(1.5)
-                with pytest.raises(TimeoutError):
-                    while stream.recv(1 << 16):
-                        pass
+            with socket.create_connection(listener.getsockname(), timeout=10) as asking:  # is answered, however late
+                asking.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+                assert b"".join(iter(lambda: asking.recv(1 << 16), b"")).endswith(b"done")
         finally:
             server.should_exit = server.force_exit = True
             thread.join(20)
@@ -442,8 +473,11 @@ def test_a_crowd_is_served_or_told_to_come_again(small_models, tmp_path, monkeyp
 # ---- the end --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_at_once_whatever_it_computes(number, tmp_path, bundled_model):
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted"), (signal.SIGHUP, 129, "SIGHUP")],
+)
+def test_it_ends_at_once_whatever_it_computes(number, code, words, tmp_path, bundled_model):
     import httpx
 
     env = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
@@ -458,5 +492,5 @@ def test_it_ends_at_once_whatever_it_computes(number, tmp_path, bundled_model):
         process.send_signal(number)
         began = time.monotonic()
         rest = process.stderr.read()
-        assert process.wait(30) == 130 and time.monotonic() - began < 5
-    assert rest == "modeling-encodec: interrupted\n" and not list(tmp_path.iterdir())
+        assert process.wait(30) == code and time.monotonic() - began < 5
+    assert rest.endswith(f"{words}\n") and rest.count("\n") == 1 and not list(tmp_path.glob("modeling-encodec*"))

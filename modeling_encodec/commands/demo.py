@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from modeling_encodec.commands.shared import Force, LMModel, Model, load, say
+from modeling_encodec.commands.shared import Force, LMModel, Model, load, say, say_stopped
+from modeling_encodec.stop_signals import Stopped
 
 
 def demo(
@@ -59,9 +60,8 @@ def _serve(model, lm_model, host, port, most_seconds, most_megabytes) -> None:
     on_start = lambda address: say(f"the page is at {address} (Ctrl-C ends it)")  # noqa: E731
     try:
         serve(codec, lm, host=host, port=port, limits=limits, on_start=on_start)
-    except KeyboardInterrupt:
-        say("modeling-encodec: interrupted")
-        os._exit(130)  # Python would wait for the clip in hand
+    except (KeyboardInterrupt, Stopped) as error:
+        os._exit(say_stopped(error))  # Python would wait for the clip in hand
 
 
 def _models(model: str | None, lm_model: str | None):

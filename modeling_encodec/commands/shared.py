@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from modeling_encodec.stop_signals import Stopped
+
 
 # Typer carries a click of its own, and of its errors names only this subclass.
 UsageError = typer.BadParameter.__base__
@@ -50,6 +52,15 @@ def say(line: str) -> None:
     """A line for whoever runs the command, if stderr is still open; results alone go to stdout."""
     with suppress(OSError):
         typer.echo(line, err=True)
+
+
+def say_stopped(error: KeyboardInterrupt | Stopped) -> int:
+    """Say which signal ended the command; its exit code."""
+    if isinstance(error, Stopped):
+        say(f"modeling-encodec: stopped by {error.signal_name}")
+        return error.code
+    say("modeling-encodec: interrupted")
+    return 130
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import time
+import urllib.parse
 from pathlib import Path
 
 from starlette.exceptions import HTTPException
@@ -21,11 +22,14 @@ from modeling_encodec.web_demo.clips import Limits
 
 
 READ = re.compile(r"/(config|theme\.css|favicon\.ico|manifest\.json|((assets|static|svelte)/.*))?")
-READ_GRADIO = re.compile(r"/gradio_api/(startup-events|app_id|upload_progress|queue/data|heartbeat/\w+)")
+READ_GRADIO = ("/gradio_api/upload_progress", "/gradio_api/queue/data")
 FILE = re.compile(r"/gradio_api/file=(?P<path>.+)", re.DOTALL)
 UPLOAD = "/gradio_api/upload"
 CALLS = ("/gradio_api/queue/join", "/gradio_api/run/predict", "/gradio_api/cancel", "/gradio_api/reset")
-CALL_NAMES = ("fn_index", "trigger_id", "session_hash", "event_id")
+# Gradio keeps for long what a browser calls itself, and prints it.
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+QUERY_BYTES = 200
+DROPPED_HEADERS = (b"x-gradio-server",)  # where Gradio would send the browser
 CALL_BYTES = 1 << 16
 FORM_BYTES = 1 << 14  # what a form takes beside the file in it
 # A body may take so long, and so long per byte: 0.4 Mbit/s.
@@ -36,10 +40,18 @@ STORED_UPLOADS, KEPT_SECONDS = 32, 600
 
 
 class Guard:
-    """An ASGI application around Gradio's."""
+    """An ASGI application around Gradio's.
 
-    def __init__(self, app: ASGIApp, folder: Path, limits: Limits):
+    Args:
+        app: Gradio's, with the page.
+        parts: the inputs of each of the page's functions, by the function's number.
+        folder: where uploads and results are.
+        limits: of an upload.
+    """
+
+    def __init__(self, app: ASGIApp, parts: dict[int, list], folder: Path, limits: Limits):
         self.app = app
+        self.parts = parts
         self.folder = folder.resolve()
         self.limits = limits
         self.examples = {path for path in self.folder.rglob("*") if path.is_file()}
@@ -60,6 +72,10 @@ class Guard:
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
+        if len(scope["query_string"]) > QUERY_BYTES or not all(map(_is_name, _names_in(scope["query_string"]))):
+            raise HTTPException(400, "not a query of this page")
+        kept = [header for header in scope["headers"] if header[0] not in DROPPED_HEADERS]
+        scope = {**scope, "headers": kept}
         if method == "POST" and path == UPLOAD:
             await self._upload(scope, receive, send)
         elif method == "POST" and path in CALLS:
@@ -75,7 +91,7 @@ class Guard:
         named = FILE.fullmatch(path)
         if named:
             self._own_file(named["path"])
-        return bool(named or READ.fullmatch(path) or READ_GRADIO.fullmatch(path))
+        return bool(named or READ.fullmatch(path) or path in READ_GRADIO)
 
     def _own_file(self, path: object) -> str:
         """The path, if a file of the page's folder is there; links are followed first."""
@@ -88,26 +104,44 @@ class Guard:
         raise HTTPException(403, f"{str(path)[:200]!r} is no file of this page")
 
     def _checked_call(self, body: bytes) -> bytes:
-        """The call with nothing in its data but numbers and files of the page."""
+        """The call with nothing in it but the inputs that its function takes, of their kinds."""
         try:
             call = json.loads(body)
-            names = {name: call[name] for name in CALL_NAMES if name in call and isinstance(call[name], str | int)}
-            data = list(map(self._checked_value, call.get("data", ())))
-        except (ValueError, TypeError, AttributeError, RecursionError):
+            names = {name: call[name] for name in ("session_hash", "event_id") if call.get(name) is not None}
+            numbers = {name: call[name] for name in ("fn_index", "trigger_id") if call.get(name) is not None}
+            if not all(map(_is_name, names.values())) or not all(type(number) is int for number in numbers.values()):
+                raise ValueError
+            data = call.get("data") or []
+            parts = self.parts[numbers["fn_index"]] if "data" in call else []
+            checked = [self._checked_value(value, part) for value, part in zip(data, parts, strict=True)]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise HTTPException(400, "not a call of this page") from None
-        return json.dumps(names | {"data": data}).encode()
+        return json.dumps(names | numbers | {"data": checked}).encode()
 
-    def _checked_value(self, value: object) -> object:
-        if value is None or isinstance(value, bool | int | float):
+    def _checked_value(self, value: object, part: object) -> object:
+        """What a user put into a part of the page.
+
+        Raises:
+            ValueError: if it cannot come from there.
+            HTTPException: 403, for a file that is none of the page's.
+        """
+        kind = type(part).__name__
+        if kind in ("Audio", "File"):
+            return None if value is None else self._checked_file(value)
+        if kind == "Checkbox" and isinstance(value, bool):
             return value
-        if isinstance(value, dict) and "path" in value:
-            # The address at which the browser has it is dropped with the rest: only the path is needed.
-            name = value.get("orig_name")
-            path = self._own_file(value["path"])
-            os.utime(path)  # in use: not to be deleted now
-            file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-            return file | ({"orig_name": Path(name).name[:200]} if isinstance(name, str) else {})
-        raise HTTPException(400, "not a call of this page")
+        if kind == "Radio" and type(value) in (int, float) and value in [choice for _, choice in part.choices]:
+            return value
+        if kind == "Dataset" and type(value) is int and 0 <= value < len(part.samples):
+            return value
+        raise ValueError
+
+    def _checked_file(self, value: dict) -> dict:
+        """Its path and name alone: the address at which the browser has it is dropped with the rest."""
+        path, name = self._own_file(value["path"]), value.get("orig_name")
+        os.utime(path)  # in use: not to be deleted now
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        return file | ({"orig_name": Path(name).name[:200]} if isinstance(name, str) and name.isprintable() else {})
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         size, most = _content_length(scope), self.limits.bytes
@@ -118,7 +152,7 @@ class Guard:
         self._make_room(size)
         self.incoming += size
         try:
-            await self.app(scope, _within(receive, _body_seconds(size)), send)
+            await self.app(scope, _one_file(scope, _within(receive, _body_seconds(size))), send)
         finally:
             self.incoming -= size
 
@@ -148,6 +182,16 @@ class Guard:
                     path.parent.rmdir()
         if taken > allowed:
             raise HTTPException(507, "the page holds as many files as it may, try again in some minutes")
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and NAME.fullmatch(name) is not None
+
+
+def _names_in(query: bytes) -> list[str]:
+    """What the values of a query are, of the names that Gradio keeps."""
+    fields = urllib.parse.parse_qs(query.decode("latin-1"), keep_blank_values=True)
+    return [value for name in ("session_hash", "upload_id") for value in fields.get(name, ())]
 
 
 def _content_length(scope: Scope) -> int:
@@ -203,3 +247,23 @@ def _within(receive: Receive, seconds: float) -> Receive:
         return message
 
     return timed
+
+
+def _one_file(scope: Scope, receive: Receive) -> Receive:
+    """`receive` of a form, refused when a second part begins: a thousand empty files are a thousand files too."""
+    kind = dict(scope["headers"]).get(b"content-type", b"")
+    found = re.search(rb'boundary="?([^";,]{1,200})', kind)
+    boundary = b"--" + (found[1].strip() if found else b"")
+    seen, last = 0, b""
+
+    async def counted() -> Message:
+        nonlocal seen, last
+        message = await receive()
+        body = last + message.get("body", b"")
+        seen += body.count(boundary)
+        last = body[-len(boundary) + 1 :].rpartition(boundary)[2]
+        if seen > 2:  # of the file, and of the form's end
+            raise HTTPException(413, "an upload has several parts, allowed: one file")
+        return message
+
+    return counted

@@ -6,7 +6,6 @@ before Gradio sees them.
 """
 
 import os
-import signal
 import socket
 import tempfile
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.stop_signals import stop_signals_raise
 from modeling_encodec.web_demo.clips import Limits
 
 
@@ -44,16 +44,19 @@ def serve(
 
     Raises:
         OSError: if the address cannot be listened on; the port may be in use.
-        KeyboardInterrupt: when it was interrupted (SIGINT, SIGTERM). A clip in hand is not waited for, but its thread
-            goes on until the process ends.
+        KeyboardInterrupt: when it was interrupted (SIGINT).
+        Stopped: for SIGTERM and SIGHUP. A clip in hand is not waited for, but its thread goes on until the process
+            ends.
     """
     limits = limits or Limits()
-    with _listen(host, port) as listener, tempfile.TemporaryDirectory(prefix="modeling-encodec-") as folder:
+    with (
+        stop_signals_raise(),
+        _listen(host, port) as listener,
+        tempfile.TemporaryDirectory(prefix="modeling-encodec-") as folder,
+    ):
         os.environ["GRADIO_TEMP_DIR"] = folder  # which some of Gradio reads when it is imported
         app = _make_app(model, lm, limits)
         shown = f"[{host}]" if ":" in host else host
-        # Uvicorn raises the signal again at its end, and the folder would outlive a SIGTERM.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         on_start(f"http://{shown}:{listener.getsockname()[1]}")
         import uvicorn
 
@@ -93,7 +96,8 @@ def _make_app(model: EncodecModel, lm: EncodecLM | None, limits: Limits):
         pwa=False,
         mcp_server=False,
     )
-    return Guard(app, Path(get_upload_folder()), limits)
+    parts = {number: function.inputs for number, function in page.fns.items()}
+    return Guard(app, parts, Path(get_upload_folder()), limits)
 
 
 def _connection_class():
