@@ -103,3 +103,8 @@ def _count(counts: Counter) -> str:
     total = counts.total()
     kinds = ", ".join(f"{suffix or 'no suffix'} ({count})" for suffix, count in _sorted(counts).items())
     return f"{total} {'file' if total == 1 else 'files'} of other kinds: {kinds}"
+
+
+def safe_name(name: str) -> str:
+    """A file's name as text that can be stored and shown; different for different names."""
+    return name if name.isprintable() and "\\" not in name else name.encode("unicode_escape").decode("ascii")

@@ -26,7 +26,7 @@ import numpy as np
 
 from modeling_encodec.processors.audio_ffmpeg import OTHER_SUFFIXES
 from modeling_encodec.processors.audio_files import file_fault
-from modeling_encodec.processors.audio_kinds import OtherFiles, list_audio
+from modeling_encodec.processors.audio_kinds import OtherFiles, list_audio, safe_name
 from modeling_encodec.training.clips import (
     Clip,
     Location,
@@ -65,16 +65,14 @@ class Corpus:
     """
 
     def __init__(self, config: CorpusConfig, clips: list[Clip], skipped: list[tuple[str, str]]):
+        first = f", the first: {safe_name(skipped[0][0])}: {skipped[0][1]}" if skipped else ""
         if not clips:
-            first = f", the first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
             raise ValueError(
                 f"corpus {config.name!r}: no usable audio in {config.source!r} ({len(skipped)} skipped{first})"
             )
         if skipped:
-            logger.warning(
-                "corpus %s: %d of %d clips skipped, the first: %s: %s",
-                config.name, len(skipped), len(clips) + len(skipped), *skipped[0],
-            )  # fmt: skip
+            total = len(clips) + len(skipped)
+            logger.warning("corpus %s: %d of %d clips skipped%s", config.name, len(skipped), total, first)
         self.name, self.domain = config.name, config.domain
         self.clips, self.skipped = clips, skipped
         self._ends = np.cumsum([clip.seconds for clip in clips])

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import pyarrow
 
-from modeling_encodec.processors.audio_kinds import OtherFiles, is_audio
+from modeling_encodec.processors.audio_kinds import OtherFiles, is_audio, safe_name
 from modeling_encodec.processors.corpus.rows import (
     LEAST_ROWS,
     MOST_ROWS,
@@ -22,7 +22,6 @@ from modeling_encodec.processors.corpus.rows import (
     Source,
     UniqueNames,
     refuse_options,
-    safe_name,
     shard_share,
 )
 from modeling_encodec.training.corpora import BadRow, no_manifest, read_manifest, refuse

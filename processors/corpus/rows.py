@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import pyarrow
 
 from modeling_encodec.processors.audio_ffmpeg import OTHER_SUFFIXES
-from modeling_encodec.processors.audio_kinds import SNDFILE_SUFFIXES, OtherFiles
+from modeling_encodec.processors.audio_kinds import SNDFILE_SUFFIXES, OtherFiles, safe_name
 from modeling_encodec.training.clips import Location
 from modeling_encodec.training.segments import PATH_KEYS
 
@@ -75,11 +75,6 @@ class Source:
 def shard_share(total: int, least: int, most: int) -> int:
     """So much of a corpus for each shard that there are enough for many processes, and progress is seen."""
     return min(max(-(-total // SHARDS), least), most)
-
-
-def safe_name(name: str) -> str:
-    """A file's name as text that can be stored and shown; different for different names."""
-    return name if name.isprintable() and "\\" not in name else name.encode("unicode_escape").decode("ascii")
 
 
 class Listing:

@@ -18,6 +18,7 @@ import pyarrow
 
 from modeling_encodec.inputs_encodec import audio_array
 from modeling_encodec.processors.audio_files import file_fault
+from modeling_encodec.processors.audio_kinds import safe_name
 from modeling_encodec.processors.corpus.rows import (
     LEAST_ROWS,
     MOST_ROWS,
@@ -29,7 +30,6 @@ from modeling_encodec.processors.corpus.rows import (
     choose_column,
     one_line_reasons,
     refuse_options,
-    safe_name,
     shard_share,
 )
 from modeling_encodec.training.clips import Location, failure

@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow
 
 from modeling_encodec.processors.audio_files import file_fault
+from modeling_encodec.processors.audio_kinds import safe_name
 from modeling_encodec.processors.corpus.rows import (
     Listing,
     Row,
@@ -25,7 +26,6 @@ from modeling_encodec.processors.corpus.rows import (
     audio_columns,
     choose_column,
     one_line_reasons,
-    safe_name,
 )
 from modeling_encodec.training.clips import Location, UnusableClip
 from modeling_encodec.training.corpora import refuse
