@@ -32,7 +32,7 @@ CODEC_LIMITS = {
     "compress": (1, 1 << 13),
     "num_lstm_layers": (1, 32),
     "num_residual_layers": (0, 32),
-    "codebook_size": (2, 1 << 16),
+    "codebook_size": (2, 1 << 24),
 }
 LM_LIMITS = {
     "num_codebooks": (1, 1024),

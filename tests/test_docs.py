@@ -101,3 +101,10 @@ def test_version_and_citation_agree():
     changes = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     assert citation["version"] == project["version"] == modeling_encodec.__version__ == changes[0]
     assert citation["license"] == project["license"]
+
+
+def test_every_test_that_the_page_on_faults_names_is_there():
+    named = set(re.findall(r"test_\w+", (CARDS / "docs" / "faults.md").read_text()))
+    files = {path.stem: path.read_text() for path in Path(__file__).parent.glob("test_*.py")}
+    there = set(files) | set(re.findall(r"^def (test_\w+)", "\n".join(files.values()), re.MULTILINE))
+    assert len(named) > 40 and not named - there

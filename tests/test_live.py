@@ -110,7 +110,7 @@ def live(monkeypatch, capsys):
         target = Flushed()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
-            patch.setattr(sys, "stdout", SimpleNamespace(buffer=target))
+            patch.setattr(sys, "stdout", SimpleNamespace(buffer=target, flush=target.flush))
             code = main([str(argument) for argument in arguments])
         return code, target.data, capsys.readouterr().err.splitlines()
 
