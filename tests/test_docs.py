@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
+from filelock import FileLock
 from written_pages import CARDS, ROOT
 
 import modeling_encodec
@@ -24,7 +25,8 @@ def site(tmp_path_factory) -> Path:
     config = CARDS / "docs" / "mkdocs.yml"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", config, "--site-dir", folder]
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=300)
+    with FileLock(tmp_path_factory.getbasetemp().parent / "site.lock"):  # another worker may build it too
+        done = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder
 
