@@ -3,7 +3,7 @@
 and errors of loading in one line.
 
 This file lies in `modeling_encodec` and in `processors` alike, for models and processors travel to the Hub each with
-the files beside them; where the package is installed both are loaded.
+the files beside them; where the package is installed only the first is loaded.
 """
 
 import json

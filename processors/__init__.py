@@ -2,8 +2,9 @@
 
 import sys
 
-from modeling_encodec import inputs_encodec
+from modeling_encodec import inputs_encodec, json_files_encodec
 
 
-# One module, though its file is here too: for the Hub, where it travels with the files beside it.
+# One module each, though their files are here too: for the Hub, where they travel with the files beside them.
 sys.modules[f"{__name__}.inputs_encodec"] = inputs_encodec
+sys.modules[f"{__name__}.json_files_encodec"] = json_files_encodec

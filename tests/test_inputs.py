@@ -2,6 +2,7 @@
 one line."""
 
 import dataclasses
+import importlib
 import io
 from pathlib import Path
 
@@ -252,12 +253,12 @@ def test_parquet_of_decoded_audio_in_any_numbers(tmp_path):
 # ---- the module itself ----------------------------------------------------------------------------------------------
 
 
-def test_the_file_that_travels_with_processors_is_thesame():
-    one, other = ROOT / "modeling_encodec" / "inputs_encodec.py", ROOT / "processors" / "inputs_encodec.py"
+@pytest.mark.parametrize("name", ["inputs_encodec", "json_files_encodec"])
+def test_a_file_that_travels_with_processors_is_the_same(name):
+    one, other = ROOT / "modeling_encodec" / f"{name}.py", ROOT / "processors" / f"{name}.py"
     assert one.read_bytes() == other.read_bytes()
-    from modeling_encodec.processors.inputs_encodec import whole_number
-
-    assert whole_number is inputs.whole_number  # one module, so that each warning comes once
+    modules = [importlib.import_module(f"modeling_encodec.{place}{name}") for place in ("", "processors.")]
+    assert modules[0] is modules[1]  # one module, so that each warning comes once
 
 
 def test_numbers():
