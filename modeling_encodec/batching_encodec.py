@@ -31,6 +31,14 @@ def compute_device(module: torch.nn.Module) -> torch.device:
     return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` there; what comes from the CPU without waiting for what the device still has to do.
+
+    From pinned memory it would be read later, when its owner may have written there.
+    """
+    return tensor.to(device, non_blocking=tensor.device.type == "cpu" and not tensor.is_pinned())
+
+
 def as_tensor(name: str, value) -> torch.Tensor:
     """`value`, a tensor, array or list of numbers, as a tensor; anything else is a ValueError under its `name`."""
     if isinstance(value, torch.Tensor):

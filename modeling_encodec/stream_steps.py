@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from modeling_encodec.atomic import atomic_path
 from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.modeling_encodec import EncodecModel, overlap_triangle
+from modeling_encodec.weight_cache_encodec import last_compared, marks, values_read
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class StreamState:
         counts (torch.LongTensor of shape (B,)): how many of them there are, on the CPU.
         started (torch.BoolTensor of shape (B,)): whether the row's beginning is behind it, on the CPU.
         layers (tuple of torch.Tensor, each (B, ...)): what the layers keep; of a decoder with chunks, the weight
-            of each waiting sample, and the first and last chunk's frames.
+            of each waiting sample, and, on the CPU, the first and last chunk's frames.
 
     Examples:
         >>> import torch
@@ -66,9 +67,21 @@ class StreamState:
         """The state with every tensor changed by `change`."""
         return self.from_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
 
+    def on(self, device: str | torch.device) -> "StreamState":
+        """The state for a stream that computes on `device`: whole numbers and flags are on the CPU always."""
+        return self.map(lambda tensor: tensor.to(device if tensor.is_floating_point() else "cpu"))
+
+    @classmethod
+    def joined(cls, states: list["StreamState"]) -> "StreamState":
+        """The rows of all `states`, one after the other."""
+        if len(states) == 1:
+            return states[0]
+        parts = [state.tensors() for state in states]
+        return cls.from_tensors({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
     def rows(self, rows: list[int]) -> "StreamState":
         """The state of these `rows` alone."""
-        return self if rows == list(range(len(self.counts))) else self.map(lambda tensor: tensor[rows])
+        return self if rows == list(range(len(self.counts))) else self.map(lambda tensor: of_rows(tensor, rows))
 
     def with_rows(self, rows: list[int], other: "StreamState") -> "StreamState":
         """The state with these `rows` taken from `other`, which has them alone."""
@@ -101,7 +114,22 @@ class StreamState:
                 state = cls.from_tensors({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: no saved state of a stream ({error})") from None
-        return replace(state, counts=state.counts.cpu(), started=state.started.cpu()), about
+        return state.on(device), about
+
+
+def of_rows(x: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """These `rows` of a (B, ...) tensor; where they lie together, not copied: the layout of a copy may be another, by
+    which kernels are chosen."""
+    together = rows == list(range(rows[0], rows[0] + len(rows)))
+    return x[rows[0] : rows[0] + len(rows)] if together else x[rows]
+
+
+def _channels_last(part: torch.Tensor) -> torch.Tensor:
+    """A layer's state; of one sample (B, C, 1, 1) in this very layout, where what loads or joins states left another:
+    kernels are chosen by it, and a row would round otherwise than alone."""
+    if part.shape[2:] != (1, 1) or part.stride(3) >= part.shape[1]:
+        return part
+    return torch.empty_like(part, memory_format=torch.channels_last).copy_(part)
 
 
 class LayerSteps:
@@ -115,14 +143,16 @@ class LayerSteps:
         *,
         prepare=None,
         finish=None,
-        graphs: bool = False,
+        graph_rows: int | None = None,
         onnx_hop=None,
     ):
         """`prepare` makes the network's inputs of what is pushed, `finish` what is given out of its outputs and the
-        sizes of their blocks; `onnx_hop` does it all for one hop."""
+        sizes of their blocks; `onnx_hop` does it all for one hop. So does a CUDA graph where `graph_rows` are computed
+        together, which is all of them: each smaller number would take a graph, recorded while a hop is waited for."""
         net.check_pieces()
         self.model, self.net, self.prepare, self.finish, self.onnx_hop = model, net, prepare, finish, onnx_hop
-        self.graphs = {} if graphs else None
+        self.graph_rows, self.graphs = graph_rows, {}
+        self.dtype = model.compute_dtype  # states are of it: setting the model's precision later changes nothing here
         self.begun = mode == "low_latency"  # silence before the signal is a state as any
         channels = model.config.audio_channels, model.config.hidden_size
         self.channels, self.channels_out = channels if net is model.encoder else reversed(channels)
@@ -134,68 +164,106 @@ class LayerSteps:
             torch.zeros(rows, self.channels, width, dtype=torch.float32, device=self.model.device),
             torch.zeros(rows, dtype=torch.int64, device="cpu"),
             torch.full((rows,), self.begun, dtype=torch.bool, device="cpu"),
-            self.net.quiet_state(rows, self.model.compute_dtype),
+            self.net.quiet_state(rows, self.dtype),
         )
 
-    def place(self, state: StreamState, row: int) -> tuple:
-        """Where a row stands: rows at one place can be computed together."""
-        return bool(state.started[row]), int(state.counts[row])
+    def places(self, state: StreamState) -> list[tuple]:
+        """Where each row stands: rows at one place can be computed together."""
+        return list(zip(state.started.tolist(), state.counts.tolist()))
 
     def advance(self, state: StreamState, inputs: tuple, end: bool) -> tuple[tuple, StreamState]:
         """The next inputs of rows that stand at one place -> what can be made of them and those that waited."""
-        started, waits, hop = bool(state.started[0]), int(state.counts[0]), self.net.hop
-        one_hop = started and not end and waits == 0 and inputs[0].shape[2] == hop
-        if one_hop and self.onnx_hop is not None and self.onnx_hop.fits(inputs[0]):
-            given, layers = self.onnx_hop(inputs[0], state.layers)
-            return (given,), replace(state, layers=layers)
-        x = self.prepare(inputs[0]) if self.prepare else inputs[0]
-        x = torch.cat([state.waiting[..., :waits], x], dim=2)
-        total = x.shape[2]
-        least = 0 if started else self.net.start
+        (x,), started, waits, hop = inputs, bool(state.started[0]), int(state.counts[0]), self.net.hop
+        total, least = waits + x.shape[2], 0 if started else self.net.start
         used = total if end else least + (total - least) // hop * hop if total >= least else 0
-        given, layers, sizes = x.new_zeros(len(x), self.channels_out, 0), state.layers, [0]
-        if used or (end and started):
-            one_hop = started and not end and used == hop
-            run = self._run_graph if one_hop and self.graphs is not None else self.net.step
-            taken = x[..., :used]
-            given, layers = run(taken, layers if started else None, end, dtype=self.model.compute_dtype)
-            sizes = self.net.block_outputs(taken, started, given.shape[2]) if self.finish else None
-        given = self.finish(given, blocks=sizes) if self.finish else given.to(self.model.dtype)
+        one_hop = started and not end and used == hop
+        if one_hop and waits == 0 and total == hop and self.onnx_hop is not None and self.onnx_hop.fits(x):
+            given, layers = self.onnx_hop(x, state.layers)
+            return (given,), replace(state, layers=layers)
+        recorded = one_hop and len(x) == self.graph_rows
+        if not (recorded and waits == 0):  # a decoder that has begun takes frame by frame, and none wait
+            x = torch.cat([state.waiting[..., :waits], self.prepare(x) if self.prepare else x], dim=2)
+        if recorded:
+            given, layers = self._by_graph(x[..., :used], state.layers)
+        else:
+            given, layers = self._run(x[..., :used], state.layers, started, end)
         if end:
             return (given,), self.beginning(len(x))
+        if waits == 0 and used == total:
+            return (given,), replace(state, started=state.started | (used > 0), layers=layers)
         waiting = F.pad(x[..., used:], (0, state.waiting.shape[2] - (total - used)))
         counts, begun = torch.full_like(state.counts, total - used), state.started | (used > 0)
         return (given,), StreamState(waiting, counts, begun, layers)
 
-    def _run_graph(self, x: torch.Tensor, state: tuple, end: bool, dtype: torch.dtype) -> tuple[torch.Tensor, tuple]:
-        """One hop of as many rows, by a CUDA graph that is recorded at the first."""
-        if len(x) not in self.graphs:
-            self.graphs[len(x)] = _GraphedHop(self.net, x, state, dtype)
-        return self.graphs[len(x)](x, state)
+    def _run(self, x: torch.Tensor, layers: tuple, started: bool, end: bool) -> tuple[torch.Tensor, tuple]:
+        """What is given out for the next inputs of the network, and its layers' states then."""
+        given, sizes = x.new_zeros(len(x), self.channels_out, 0), [0]
+        if x.shape[2] or (end and started):
+            before = tuple(map(_channels_last, layers)) if started else None
+            given, layers = self.net.step(x, before, end, dtype=self.dtype)
+            sizes = self.net.block_outputs(x, started, given.shape[2]) if self.finish else None
+        return self.finish(given, blocks=sizes) if self.finish else given.to(self.model.dtype), layers
+
+    def hop(self, x: torch.Tensor, layers: tuple) -> tuple[torch.Tensor, tuple]:
+        """What is given out for one hop of rows that have begun, and the layers' states then."""
+        return self._run(self.prepare(x) if self.prepare else x, layers, True, False)
+
+    def _by_graph(self, x: torch.Tensor, layers: tuple) -> tuple[torch.Tensor, tuple]:
+        """`hop` by a CUDA graph, recorded at the first, and anew when PyTorch says that weights have changed.
+
+        It does not say so of every change. So whenever weights are to be compared, once a second, the hop is taken
+        without the graph: that brings what is kept of them, which the graph reads, up to date.
+        """
+        graph = self.graphs.get(x.shape)
+        if graph is None or not graph.fits():
+            self.graphs = {shape: other for shape, other in self.graphs.items() if other.fits()}
+            graph = self.graphs[x.shape] = _GraphedHop(self, x, layers)
+        elif graph.compared != last_compared():
+            graph.compared = last_compared()
+            return self.hop(x, layers)
+        return graph(x, layers)
 
 
 class _GraphedHop:
-    """`net.step` on one hop as a CUDA graph: some 100 small kernels by one call, with the weights of its making."""
+    """`LayerSteps.hop` as a CUDA graph: some 150 small kernels by one call.
 
-    def __init__(self, net: torch.nn.Module, x: torch.Tensor, state: tuple, dtype: torch.dtype):
-        self.inputs = [x.clone(), *(part.clone() for part in state)]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # libraries must have chosen their kernels before anything is recorded
-            for _ in range(3):
-                net.step(self.inputs[0], self.inputs[1:], end=False, dtype=dtype)
-        torch.cuda.current_stream().wait_stream(aside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.output, self.after = net.step(self.inputs[0], self.inputs[1:], end=False, dtype=dtype)
-        # What the graph reads must not be freed when weights are folded anew.
-        self.folded = [module.cache.values() for module in net.modules() if hasattr(module, "cache")]
+    The layers' states stay in its own memory from hop to hop, unless those given are not the ones it left there. All
+    that it reads it keeps alive.
+    """
 
-    def __call__(self, x: torch.Tensor, state: tuple) -> tuple[torch.Tensor, tuple]:
-        for place, value in zip(self.inputs, (x, *state)):
-            place.copy_(value)
+    def __init__(self, steps: LayerSteps, x: torch.Tensor, layers: tuple):
+        modules = [*steps.net.modules(), *steps.model.quantizer.modules()]
+        self.tables = [table for module in modules for table in (module._parameters, module._buffers) if table]
+        self.marks, self.compared = marks(self._tensors()), last_compared()
+        # Not in inference mode: of tensors made there none could be written to later.
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(x.device), values_read() as values:
+            self.x = x.clone(memory_format=torch.contiguous_format)
+            self.layers = tuple(part.clone() for part in layers)
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):  # libraries must have chosen their kernels before anything is recorded
+                for _ in range(3):
+                    steps.hop(self.x, self.layers)
+            torch.cuda.current_stream().wait_stream(aside)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # other threads may use the device
+                self.given, after = steps.hop(self.x, self.layers)
+                torch._foreach_copy_(self.layers, after)
+        self.kept = values, [tensor.detach() for tensor in self._tensors()]
+
+    def _tensors(self) -> list[torch.Tensor]:
+        return [tensor for table in self.tables for tensor in table.values() if tensor is not None]
+
+    def fits(self) -> bool:
+        """Whether the weights are still those it was recorded with, as far as PyTorch knows."""
+        return marks(self._tensors()) == self.marks
+
+    def __call__(self, x: torch.Tensor, layers: tuple) -> tuple[torch.Tensor, tuple]:
+        self.x.copy_(x)
+        if layers is not self.layers:
+            torch._foreach_copy_(self.layers, layers)
         self.graph.replay()
-        return self.output.clone(), tuple(part.clone() for part in self.after)
+        return self.given.clone(), self.layers
 
 
 class ChunkEncoding:
@@ -215,9 +283,9 @@ class ChunkEncoding:
             (),
         )
 
-    def place(self, state: StreamState, row: int) -> int:
-        """Where a row stands: rows at one place can be computed together."""
-        return int(state.counts[row])
+    def places(self, state: StreamState) -> list[int]:
+        """Where each row stands: rows at one place can be computed together."""
+        return state.counts.tolist()
 
     def advance(self, state: StreamState, inputs: tuple, end: bool) -> tuple[tuple, StreamState]:
         """The next samples of rows that stand at one place -> codes and scales of the chunks that are full."""
@@ -254,12 +322,12 @@ class ChunkDecoding:
             torch.zeros(rows, config.audio_channels, width, dtype=torch.float32, device=device),
             torch.zeros(rows, dtype=torch.int64, device="cpu"),
             torch.zeros(rows, dtype=torch.bool, device="cpu"),
-            (weight, torch.zeros(rows, 2, dtype=torch.int64, device=device)),
+            (weight, torch.zeros(rows, 2, dtype=torch.int64, device="cpu")),
         )
 
-    def place(self, state: StreamState, row: int) -> tuple:
-        """Where a row stands: rows at one place can be computed together."""
-        return int(state.counts[row]), *state.layers[1][row].tolist()
+    def places(self, state: StreamState) -> list[tuple]:
+        """Where each row stands: rows at one place can be computed together."""
+        return [(count, *spans) for count, spans in zip(state.counts.tolist(), state.layers[1].tolist())]
 
     def advance(self, state: StreamState, inputs: tuple, end: bool) -> tuple[tuple, StreamState]:
         """The next whole chunks of rows that stand at one place -> the audio that no later chunk overlaps."""
@@ -296,7 +364,7 @@ class ChunkDecoding:
         if end:
             return (audio,), self.beginning(len(waiting))
         counts = torch.full_like(state.counts, length)
-        layers = weight, torch.tensor([[first, last]], dtype=torch.int64, device=weight.device).expand(len(weight), 2)
+        layers = weight, torch.tensor([[first, last]], dtype=torch.int64, device="cpu").expand(len(weight), 2)
         return (audio,), StreamState(waiting, counts, state.started | bool(chunks), layers)
 
     def _check_order(self, last: int, next_one: int) -> None:

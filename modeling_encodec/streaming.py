@@ -12,19 +12,18 @@ code a chunk when it is full.
 
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from modeling_encodec.batching_encodec import as_audio, as_codes, as_tensor
+from modeling_encodec.batching_encodec import as_audio, as_codes, as_tensor, to_device
 from modeling_encodec.bitstream.fingerprints import stream_fingerprint
 from modeling_encodec.inputs_encodec import as_python, whole_number
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import NO_CODE
 from modeling_encodec.precision_encodec import exact_float32
-from modeling_encodec.stream_steps import ChunkDecoding, ChunkEncoding, LayerSteps, StreamState, split_chunks
+from modeling_encodec.stream_steps import ChunkDecoding, ChunkEncoding, LayerSteps, StreamState, of_rows, split_chunks
 from modeling_encodec.weight_cache_encodec import now, unchanged_weights
 
 
@@ -38,6 +37,8 @@ class _Stream:
         config = model.config
         if cuda_graphs and model.device.type != "cuda":
             raise ValueError(f"cuda_graphs is True on {model.device}, allowed: on a CUDA device")
+        if cuda_graphs and any(parameter.device.type == "meta" for parameter in model.parameters()):
+            raise ValueError("cuda_graphs is True and weights are offloaded, allowed: all of them on the device")
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}, allowed: {', '.join(MODES)}")
         if mode == "low_latency" and not (config.use_causal_conv and config.trim_right_ratio == 1):
@@ -56,12 +57,12 @@ class _Stream:
 
     def __reduce__(self):
         given = {name: value for name, value in vars(self).items() if name in ("scales", "lengths")}
-        return _stream_again, (type(self), self.model, self._options, self._state, given)
+        return _stream_again, (type(self), self.model, self._options, self.state, given)
 
     @property
     def state(self) -> StreamState:
         """All that the stream remembers. Setting it goes on from there; one of another kind is a ValueError."""
-        return self._state
+        return self._state.map(torch.clone) if self._options["cuda_graphs"] else self._state  # graphs write to theirs
 
     @state.setter
     def state(self, state: StreamState) -> None:
@@ -73,8 +74,7 @@ class _Stream:
         most = state.waiting.shape[2]
         if not ((state.counts >= 0) & (state.counts <= most)).all():
             raise ValueError(f"state.counts are {state.counts.tolist()}, allowed: 0 to {most}")
-        self._state = state.map(lambda tensor: tensor.to(self.model.device))
-        self._state = replace(self._state, counts=state.counts.cpu(), started=state.started.cpu())
+        self._state = state.on(self.model.device)
 
     def save(self, path: str | Path) -> None:
         """Write the state to a safetensors file at `path`, from which a stream of the same kind can `restore` it."""
@@ -108,47 +108,48 @@ class _Stream:
             raise ValueError(f"rows are {rows}, allowed: of {every}")
         return rows
 
-    def _advance(self, rows: list[int], pieces: list[tuple], end: bool) -> list[tuple[torch.Tensor, ...]]:
-        """The next piece of each of these rows, a tuple of (1, ...) tensors -> what each row gives.
+    def _advance(self, rows: list[int], inputs: tuple[torch.Tensor, ...], widths: list[tuple], end: bool) -> list:
+        """The next `inputs` (R, ..., T) of these R rows, of which each row has as many as its `widths` say -> (rows,
+        what they give) of those that were computed together.
 
-        Rows that stand at the same place are computed together, but not on a CPU, where a row is computed alone so
-        that its neighbours cannot change even its rounding.
+        These are rows that stand at the same place, but not on a CPU, where a row is computed alone so that its
+        neighbours cannot change even its rounding.
         """
+        places = self._steps.places(self._state) if self.model.computes_rows_together else range(self.batch_size)
         groups = {}
-        for place, row in enumerate(rows):
-            stands = self._steps.place(self._state, row) if self.model.computes_rows_together else row
-            shapes = tuple(part.shape for part in pieces[place])
-            groups.setdefault((stands, shapes), []).append(place)
-        given, state = [None] * len(rows), self._state
-        with torch.no_grad(), exact_float32(), unchanged_weights(self._last_comparison(pieces, end)):
-            for places in groups.values():
-                group = [rows[place] for place in places]
-                joined = tuple(torch.cat(parts) for parts in zip(*(pieces[place] for place in places)))
-                outputs, after = self._steps.advance(self._state.rows(group), joined, end)
-                state = state.with_rows(group, after)
-                for index, place in enumerate(places):
-                    given[place] = tuple(output[index : index + 1] for output in outputs)
-        self._state = state
+        for index, row in enumerate(rows):
+            groups.setdefault((places[row], widths[index]), []).append(index)
+        given, states = [], []
+        with torch.no_grad(), exact_float32(), unchanged_weights(self._last_comparison(widths, end)):
+            for (_, width), group in groups.items():
+                chosen = [rows[index] for index in group]
+                parts = tuple(of_rows(part[..., :count], group) for part, count in zip(inputs, width))
+                outputs, after = self._steps.advance(self._state.rows(chosen), parts, end)
+                given.append((chosen, outputs))
+                states.append(after)
+            order = [row for chosen, _ in given for row in chosen]
+            self._state = self._state.with_rows(order, StreamState.joined(states))
         return given
 
-    def _last_comparison(self, pieces: list[tuple], end: bool) -> int:
+    def _last_comparison(self, widths: list[tuple], end: bool) -> int:
         """When the weights were last compared with their copies, which takes too long for every push: at a signal's
         beginning, and after each second."""
         second = self.model.config.sampling_rate if self._kind == "encoder" else self.model.config.frame_rate
         if self._compared is None or self._since_then >= second:
             self._compared, self._since_then = now(), 0
-        self._since_then += max(piece[0].shape[-1] for piece in pieces)
+        self._since_then += max(width[0] for width in widths)
         since, self._compared = self._compared, None if end else self._compared
         return since
 
-    def _gather(self, rows: list[int], parts: list[torch.Tensor], fill: float) -> torch.Tensor:
-        """(1, ..., T) of these rows as one (batch_size, ..., T), filled up at the right and in other rows."""
-        width = max(part.shape[-1] for part in parts)
-        if len(parts) == self.batch_size == 1:
-            return parts[0]
-        whole = parts[0].new_full((self.batch_size, *parts[0].shape[1:-1], width), fill)
-        for row, part in zip(rows, parts):
-            whole[row, ..., : part.shape[-1]] = part[0]
+    def _gather(self, given: list[tuple[list[int], torch.Tensor]], fill: float) -> torch.Tensor:
+        """(R, ..., T) of each of these rows as one (batch_size, ..., T), filled up at the right and in other rows."""
+        every, part = given[0]
+        if every == list(range(self.batch_size)):
+            return part
+        width = max(part.shape[-1] for _, part in given)
+        whole = part.new_full((self.batch_size, *part.shape[1:-1], width), fill)
+        for rows, part in given:
+            whole[rows, ..., : part.shape[-1]] = part
         return whole
 
 
@@ -197,7 +198,8 @@ class StreamingEncoder(_Stream):
             bandwidth: kbps, one of the model's, its first by default; or `num_quantizers`, the codebooks.
             batch_size: signals side by side; the same number of samples of each is pushed.
             mode: `exact` waits for the beginning's reflection, `low_latency` has silence before the signal.
-            cuda_graphs: on a GPU, take one hop by a recorded graph. Change no weights then.
+            cuda_graphs: on a GPU, take one hop of all rows by a recorded graph, which is recorded anew when weights
+                change. Hooks on the model's layers are called then and once a second, not at each hop.
             onnx_step: `encoder_step.onnx` as exported from this model; pushes of one hop are then done by onnxruntime.
 
         Raises:
@@ -213,7 +215,8 @@ class StreamingEncoder(_Stream):
         if model.config.chunk_length is None:
             finish = functools.partial(model.quantize, num_quantizers=self.num_quantizers)
             hop = _onnx_hop(onnx_step, "encoder", model, self.num_quantizers)
-            self._start(LayerSteps(model, model.encoder, mode, finish=finish, graphs=cuda_graphs, onnx_hop=hop))
+            options = {"finish": finish, "graph_rows": self.batch_size if cuda_graphs else None, "onnx_hop": hop}
+            self._start(LayerSteps(model, model.encoder, mode, **options))
         else:
             self._start(ChunkEncoding(model, self.num_quantizers))
 
@@ -262,11 +265,10 @@ class StreamingEncoder(_Stream):
         return torch.zeros(rows, self.model.config.audio_channels, 0, dtype=torch.float32, device=self.model.device)
 
     def _encode(self, rows: list[int], samples: torch.Tensor, end: bool) -> torch.Tensor:
-        given = self._advance(rows, [(samples[place : place + 1],) for place in range(len(rows))], end)
-        codes, *scales = zip(*given)
-        if scales:
-            self.scales = self._gather(rows, list(scales[0]), 0)
-        return self._gather(rows, list(codes), NO_CODE)
+        given = self._advance(rows, (samples,), [(samples.shape[2],)] * len(rows), end)
+        if self.model.config.chunk_length is not None:
+            self.scales = self._gather([(chosen, scales) for chosen, (_, scales) in given], 0)
+        return self._gather([(chosen, codes) for chosen, (codes, *_) in given], NO_CODE)
 
 
 class StreamingDecoder(_Stream):
@@ -314,7 +316,8 @@ class StreamingDecoder(_Stream):
         self.lengths = torch.zeros(self.batch_size, dtype=torch.int64, device="cpu")
         if model.config.chunk_length is None:
             hop = _onnx_hop(onnx_step, "decoder", model)
-            options = {"prepare": model.embed_checked, "graphs": cuda_graphs, "onnx_hop": hop}
+            rows = self.batch_size if cuda_graphs else None
+            options = {"prepare": model.embed_checked, "graph_rows": rows, "onnx_hop": hop}
             self._start(LayerSteps(model, model.decoder, mode, **options))
         else:
             self._start(ChunkDecoding(model))
@@ -344,11 +347,12 @@ class StreamingDecoder(_Stream):
         Raises:
             ValueError: for codes that the model does not have. The stream is then as before.
         """
-        return self._decode(list(range(self.batch_size)), self._pieces(codes, scales), end=False)
+        return self._decode(list(range(self.batch_size)), *self._pieces(codes, scales), end=False)
 
-    def _pieces(self, codes: torch.Tensor, scales: torch.Tensor | None) -> list[tuple]:
-        """Each row's codes (1, K, F), without what does not count, and with scales (1, N) if there are any."""
-        config, codes = self.model.config, as_tensor("codes", codes).to(self.model.device)
+    def _pieces(self, codes: torch.Tensor, scales: torch.Tensor | None) -> tuple[tuple, list[tuple]]:
+        """Codes, and scales if there are any, on the model's device, and how many of them count in each row. They are
+        looked at on the CPU, to which few bytes go, rather than wait for the device at each question."""
+        config, codes = self.model.config, as_tensor("codes", codes)
         shape = (self.batch_size, config.num_quantizers)
         if codes.dim() != 3 or codes.shape[0] != shape[0] or not 1 <= codes.shape[1] <= shape[1]:
             raise ValueError(
@@ -357,36 +361,42 @@ class StreamingDecoder(_Stream):
         if (config.chunk_length is not None) != (scales is not None):
             raise ValueError(f"scales are {scales}, allowed: those of a model with chunks, of others None")
         codes = as_codes("codes", codes)
-        counts = (codes != NO_CODE).any(1).sum(1).tolist()
-        rows = [codes[row : row + 1, :, :count] for row, count in enumerate(counts)]
-        rows = [self.model.check_codes(row) if row.numel() else row for row in rows]
+        here = codes.cpu()
+        counts = (here != NO_CODE).any(1).sum(1).tolist()
+        for rows, count in ((slice(None), counts[0]),) if len(set(counts)) == 1 else enumerate(counts):
+            if count:
+                self.model.check_codes(here[rows, :, :count])
+        codes = to_device(codes, self.model.device)
         if scales is None:
-            return [(row,) for row in rows]
-        scales = as_tensor("scales", scales).float().to(self.model.device)
-        if scales.dim() != 2 or len(scales) != self.batch_size or not torch.isfinite(scales).all():
-            raise ValueError(f"scales are {scales}, allowed: finite, ({self.batch_size}, chunks)")
-        there = (scales != 0).sum(1).tolist()
-        if any((row[:count] == 0).any() for row, count in zip(scales, there)):
-            raise ValueError(f"scales are {scales.tolist()}, allowed: 0 only after a row's chunks")
-        return [(row, scales[index : index + 1, : there[index]]) for index, row in enumerate(rows)]
+            return (codes,), [(count,) for count in counts]
+        scales = as_tensor("scales", scales).float()
+        here = scales.cpu()
+        if here.dim() != 2 or len(here) != self.batch_size or not torch.isfinite(here).all():
+            raise ValueError(f"scales are {here}, allowed: finite, ({self.batch_size}, chunks)")
+        there = (here != 0).sum(1).tolist()
+        if any((row[:count] == 0).any() for row, count in zip(here, there)):
+            raise ValueError(f"scales are {here.tolist()}, allowed: 0 only after a row's chunks")
+        return (codes, to_device(scales, self.model.device)), list(zip(counts, there))
 
     def finish(self, codes: torch.Tensor, scales: torch.Tensor | None = None) -> torch.Tensor:
         """The last `codes`, and `scales`, of all rows: `push` and `flush` in one, to the bit what `decode` does."""
-        return self._decode(list(range(self.batch_size)), self._pieces(codes, scales), end=True)
+        return self._decode(list(range(self.batch_size)), *self._pieces(codes, scales), end=True)
 
     def flush(self, rows: Iterable[int] | None = None) -> torch.Tensor:
         """End the signals of all rows, or of these `rows`: the audio (B, channels, T) left; then they begin anew."""
         rows = self._check_rows(rows)
-        nothing = torch.zeros(1, 1, 0, dtype=torch.int64, device=self.model.device)
-        piece = (nothing,) if self.model.config.chunk_length is None else (nothing, nothing[0].float())
-        return self._decode(rows, [piece] * len(rows), end=True)
+        nothing = torch.zeros(len(rows), 1, 0, dtype=torch.int64, device=self.model.device)
+        inputs = (nothing,) if self.model.config.chunk_length is None else (nothing, nothing[:, 0].float())
+        return self._decode(rows, inputs, [(0,) * len(inputs)] * len(rows), end=True)
 
-    def _decode(self, rows: list[int], pieces: list[tuple], end: bool) -> torch.Tensor:
-        audio = [given for (given,) in self._advance(rows, pieces, end)]
-        self.lengths = torch.zeros(self.batch_size, dtype=torch.int64, device="cpu")
-        for row, part in zip(rows, audio):
-            self.lengths[row] = part.shape[-1]
-        return self._gather(rows, audio, 0)
+    def _decode(self, rows: list[int], inputs: tuple[torch.Tensor, ...], widths: list[tuple], end: bool):
+        given = [(chosen, audio) for chosen, (audio,) in self._advance(rows, inputs, widths, end)]
+        lengths = [0] * self.batch_size
+        for chosen, audio in given:
+            for row in chosen:
+                lengths[row] = audio.shape[-1]
+        self.lengths = torch.tensor(lengths, dtype=torch.int64, device="cpu")
+        return self._gather(given, 0)
 
 
 def _onnx_hop(path: str | Path | None, kind: str, model: EncodecModel, num_quantizers: int | None = None):

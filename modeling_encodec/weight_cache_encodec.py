@@ -4,7 +4,8 @@
 PyTorch counts a version for most writes, and none for others: through `parameter.data`, through a NumPy view, by a
 fused optimizer. So on a CPU the weights are compared with a copy of them, bit by bit, which is a tenth of the work of
 folding them anew. `unchanged_weights` says for how long one comparison holds: one call of the codec, or one second of
-a live stream. On an accelerator a comparison would wait for the device, so there everything is computed once a call.
+a live stream. On an accelerator a comparison would wait for the device, so there everything is computed once a call,
+and written where it lay before, for recorded CUDA graphs go on reading there.
 """
 
 import itertools
@@ -28,11 +29,26 @@ def now() -> int:
     return next(_clock)
 
 
+def last_compared() -> int | None:
+    """Since when weights are taken to be unchanged, within `unchanged_weights`."""
+    return getattr(_thread, "since", None)
+
+
+@contextmanager
+def values_read():
+    """A list of all values that this thread gets from caches within it."""
+    before, _thread.read = getattr(_thread, "read", None), []
+    try:
+        yield _thread.read
+    finally:
+        _thread.read = before
+
+
 @contextmanager
 def unchanged_weights(since: int | None = None):
     """Within it weights are taken to be unchanged since they were last compared, if that was not before `since`: by
     default the moment of entering. The outermost of nested ones counts."""
-    outermost = getattr(_thread, "since", None) is None
+    outermost = last_compared() is None
     if outermost:
         _thread.since = now() if since is None else since
     try:
@@ -59,14 +75,17 @@ class WeightCache:
     def __reduce__(self):
         return WeightCache, ()
 
-    def values(self) -> list:
-        """All that is kept now."""
-        return [kept.value for kept in self._kept.values()]
-
     def get(self, key: Hashable, tensors: Sequence[torch.Tensor], make: Callable[[], Any]) -> Any:
         """The value under `key`, made anew by `make()` if any of the `tensors` has changed since it was made."""
-        marks, kept, since = _marks(tensors), self._kept.get(key), getattr(_thread, "since", None)
-        if kept is not None and kept.marks == marks:
+        value = self._current(key, tensors, make)
+        if (read := getattr(_thread, "read", None)) is not None:
+            read.append(value)
+        return value
+
+    def _current(self, key: Hashable, tensors: Sequence[torch.Tensor], make: Callable[[], Any]) -> Any:
+        marked, kept, since = marks(tensors), self._kept.get(key), last_compared()
+        same = kept is not None and kept.marks == marked
+        if same:
             if since is not None and kept.compared >= since:
                 return kept.value
             moment = now()
@@ -74,14 +93,19 @@ class WeightCache:
                 kept.compared = moment
                 return kept.value
         moment, devices = now(), {tensor.device.type for tensor in tensors}
-        value = make()
+        # Not in inference mode: of tensors made there none could be written to later.
+        with torch.inference_mode(False), torch.no_grad():
+            value = make()
+            if same and kept.copies is None and isinstance(value, (tuple, list)):
+                torch._foreach_copy_(kept.value, value)
+                value = kept.value
         if "meta" not in devices:  # those are offloaded, and come when a module is called
             copies = [copy_in_pieces(tensor) for tensor in tensors] if devices == {"cpu"} else None
-            self._kept[key] = _Kept(value, marks, copies, moment)
+            self._kept[key] = _Kept(value, marked, copies, moment)
         return value
 
 
-def _marks(tensors: Sequence[torch.Tensor]) -> list:
+def marks(tensors: Sequence[torch.Tensor]) -> list:
     """What a change that PyTorch counts would change. Tensors made in inference mode keep no version."""
     try:
         return [(tensor.data_ptr(), tensor._version) for tensor in tensors]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from test_streaming import NAMES, QUICK, draw_sizes, encoder_of, pieces_of, through
 from test_streaming_state import every_direction, every_kind, mistakes, pieces_for, stream_of
 
+from modeling_encodec import EncodecConfig, EncodecModel
 from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
 
 
@@ -53,6 +54,27 @@ def test_a_row_goes_on_alone(name, mode, direction, small_models):
     stream.state = before.with_rows([0, 2], before.rows([2, 0]))
     again = stream.push(*(part[[2, 1, 0]] for part in last))
     assert torch.equal(again, given[0][[2, 1, 0]])
+
+
+def test_rows_of_a_full_size_model_are_each_row_alone(tmp_path):
+    """Kernels are chosen by the layout of what they are given, and a state comes in the layout that joining rows,
+    resetting some and loading left it in."""
+    torch.manual_seed(0)
+    model, path = EncodecModel(EncodecConfig.preset_24khz()).eval(), tmp_path / "state"
+    codes = torch.randint(1024, (2, 2, 8), generator=torch.Generator().manual_seed(1))
+    together, alone = (
+        StreamingDecoder(model, 2, "low_latency"),
+        [StreamingDecoder(model, 1, "low_latency") for _ in "ab"],
+    )
+    for number, piece in enumerate(codes.split(1, dim=2)):
+        if number == 3:
+            together.reset([1])
+            alone[1].reset()
+        if number == 6:
+            together.save(path)
+            together.restore(path)
+        rows = [one.push(piece[row : row + 1]) for row, one in enumerate(alone)]
+        assert torch.equal(together.push(piece), torch.cat(rows)), number
 
 
 def call_all(streams: list, rows: list[int], call) -> list:
