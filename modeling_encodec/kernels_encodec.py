@@ -147,6 +147,8 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x, lengths=None):
         """(B, C, T), rows of `lengths` (B,) samples or all T -> the same."""
         if lengths is None:
+            if x.device.type != "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                return self._channels_last(x)
             weight, bias = self.weight, self.bias
             if not torch.is_grad_enabled():  # a half-precision signal meets float32 parameters
                 weight, bias = weight.to(x.dtype), bias.to(x.dtype)
@@ -159,6 +161,13 @@ class GroupNorm(nn.GroupNorm):
         variance = ((wide - mean).square() * inside).sum((1, 2, 3), keepdim=True) / count
         scale = torch.rsqrt(variance + self.eps) * self.weight.view(1, -1, 1, 1)
         return ((wide - mean) * scale + self.bias.view(1, -1, 1, 1)).to(x.dtype).squeeze(2)
+
+    def _channels_last(self, x):
+        """On an accelerator PyTorch's own would bring the signal into channels-first memory and back."""
+        variance, mean = torch.var_mean(x.float(), (1, 2), correction=0, keepdim=True)
+        scale = torch.rsqrt(variance + self.eps) * self.weight.float().view(1, -1, 1)
+        shift = self.bias.float().view(1, -1, 1) - mean * scale
+        return torch.addcmul(shift, x, scale).to(x.dtype)
 
 
 class _Convolution(nn.Module):
@@ -190,6 +199,8 @@ class _Convolution(nn.Module):
 
     def _fold(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         weight, bias = (tensor.detach().to(dtype) for tensor in self.arrange())
+        if bias.device.type != "cpu":  # kept for one call alone, or together with what they are made of
+            return weight.contiguous(memory_format=torch.channels_last), bias
         # Copied, for with a single input channel `contiguous` would leave strides that read as channels-first.
         return torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight), bias.clone()
 
