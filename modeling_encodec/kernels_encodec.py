@@ -48,8 +48,10 @@ def lstm_steps(x: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor]) -
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int) -> Tensor:
     """`F.conv2d` of (B, C, 1, T) along time."""
-    if len(weight) <= 2 and stride == dilation == 1 and x.device.type == "cpu" and not torch.is_grad_enabled():
-        return _sum_taps(x, weight, bias)
+    if len(weight) <= 2 and not torch.is_grad_enabled():
+        x, weight, bias = x.float(), weight.float(), bias.float()  # in half precision audio is heard to be rounded
+        if stride == dilation == 1 and x.device.type == "cpu":
+            return _sum_taps(x, weight, bias)
     small = x.numel() <= SMALL_INPUT and not torch.is_grad_enabled()
     if dilation == 1 and (x.shape[1] == 1 or weight.numel() > LARGE_WEIGHT or small):
         # One input channel leaves the layout ambiguous and `conv2d` slow, and so do weights that overflow a cache.
@@ -60,9 +62,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int
 
 
 def _sum_taps(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A convolution with hardly any output channels, in float32: all taps' products at once, then each added in its
-    place."""
-    x, weight, bias = x.float(), weight.float(), bias.float()
+    """A convolution with hardly any output channels: all taps' products at once, then each added in its place."""
     taps, frames = weight.shape[3], x.shape[3] - weight.shape[3] + 1
     products = torch.matmul(
         weight.permute(3, 0, 1, 2).flatten(2), x.permute(2, 0, 1, 3)[0, :, None]

@@ -178,8 +178,7 @@ class EncodecModel(EncodecPreTrainedModel):
             x, scale = self._normalise(x, lengths)
             y = self._run(self.encoder, x, lengths)
             coded = self.quantize(y, num_quantizers, self.encoder.block_outputs(x, False, y.shape[2]))
-            for row, index in enumerate(group):
-                frames = self.encoder.output_lengths(lengths[row])
+            for row, (index, frames) in enumerate(zip(group, self.encoder.row_outputs(y, lengths))):
                 codes[index], latents[index] = (part[row : row + 1, :, :frames] for part in (coded, y))
                 if scale is not None:
                     scales[index] = scale[row : row + 1]
@@ -306,8 +305,8 @@ class EncodecModel(EncodecPreTrainedModel):
             y = self._run(self.decoder, self.embed_checked(codes), lengths)
             if scales is not None:
                 y = y.float() * torch.stack([scales[index] for index in group]).view(-1, 1, 1)
-            for row, index in enumerate(group):
-                decoded[index] = y[row : row + 1, :, : self.decoder.output_lengths(lengths[row])]
+            for row, (index, samples) in enumerate(zip(group, self.decoder.row_outputs(y, lengths))):
+                decoded[index] = y[row : row + 1, :, :samples]
 
         self._by_groups(self.decoder, pieces, compute)
         return decoded

@@ -110,13 +110,19 @@ class _Seanet(nn.Module):
         return self(x, step=step, dtype=dtype), step.state
 
     def rows(self, x: torch.Tensor, lengths: list[int], dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Whole signals of `lengths`, in ascending order, padded to (B, C, T) -> (B, C', T'), of which each row is
-        right up to its `output_lengths`."""
+        """Whole signals of `lengths`, in ascending order, padded to (B, C, T) -> (B, C', T'), of which each row has
+        its `row_outputs`."""
         if lengths[0] == lengths[-1]:
             return self(x, dtype=dtype) if dtype else self(x)
         if lengths[-1] > self.hop * block_frames(x.device) and len(self.blocks(x, begun=False)) > 1:
             return self._rows_in_blocks(x, lengths, dtype)
         return self(x, torch.tensor(lengths, dtype=torch.int64, device=x.device), dtype=dtype)
+
+    def row_outputs(self, y: torch.Tensor, lengths: list[int]) -> list[int]:
+        """How many of the outputs `y` of `rows` are each row's."""
+        if lengths[0] == lengths[-1]:
+            return [y.shape[2]] * len(y)
+        return [self.output_lengths(length) for length in lengths]
 
     def _rows_in_blocks(self, x: torch.Tensor, lengths: list[int], dtype: torch.dtype | None) -> torch.Tensor:
         """Long signals, block by block. Shortly before a row ends there is a cut; the row takes its last piece by
