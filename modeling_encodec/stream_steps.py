@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 
 from modeling_encodec.atomic import atomic_path
+from modeling_encodec.chunks_encodec import overlap_triangle
 from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.modeling_encodec import EncodecModel, overlap_triangle
+from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.weight_cache_encodec import last_compared, marks, values_read
 
 
@@ -234,7 +235,6 @@ class _GraphedHop:
     def __init__(self, steps: LayerSteps, x: torch.Tensor, layers: tuple):
         modules = [*steps.net.modules(), *steps.model.quantizer.modules()]
         self.tables = [table for module in modules for table in (module._parameters, module._buffers) if table]
-        self.marks, self.compared = marks(self._tensors()), last_compared()
         # Not in inference mode: of tensors made there none could be written to later.
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(x.device), values_read() as values:
             self.x = x.clone(memory_format=torch.contiguous_format)
@@ -245,6 +245,7 @@ class _GraphedHop:
                 for _ in range(3):
                     steps.hop(self.x, self.layers)
             torch.cuda.current_stream().wait_stream(aside)
+            self.marks, self.compared = marks(self._tensors()), last_compared()  # an LSTM's have been put in one piece
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # other threads may use the device
                 self.given, after = steps.hop(self.x, self.layers)
@@ -293,7 +294,7 @@ class ChunkEncoding:
         x = torch.cat([state.waiting[..., : int(state.counts[0])], inputs[0]], dim=2)
         spans = [span for span in config.chunk_spans(x.shape[2]) if end or span[1] - span[0] == config.chunk_length]
         pieces = [x[row : row + 1, :, slice(*span)] for row in range(len(x)) for span in spans]
-        coded, scales, _ = self.model.encode_pieces(pieces, self.num_quantizers)
+        coded, scales = self.model.encode_pieces(pieces, self.num_quantizers)
         nothing = torch.zeros(len(x), self.num_quantizers, 0, dtype=torch.int64, device=x.device)
         codes = torch.cat([nothing, *(torch.cat(coded[at :: len(spans)]) for at in range(len(spans)))], dim=2)
         scales = torch.cat(scales).view(len(x), -1) if scales else x.new_ones(len(x), len(spans))

@@ -97,12 +97,19 @@ class WeightCache:
         with torch.inference_mode(False), torch.no_grad():
             value = make()
             if same and kept.copies is None and isinstance(value, (tuple, list)):
-                torch._foreach_copy_(kept.value, value)
-                value = kept.value
+                value = _written_over(kept.value, value)
         if "meta" not in devices:  # those are offloaded, and come when a module is called
             copies = [copy_in_pieces(tensor) for tensor in tensors] if devices == {"cpu"} else None
             self._kept[key] = _Kept(value, marked, copies, moment)
         return value
+
+
+def _written_over(old: Sequence[torch.Tensor], new: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """`old`, with what `new` holds; what of it is part of the weights themselves is not written to."""
+    pairs = [(mine, other) for mine, other in zip(old, new) if mine.data_ptr() != other.data_ptr()]
+    if pairs:
+        torch._foreach_copy_(*map(list, zip(*pairs)))
+    return old
 
 
 def marks(tensors: Sequence[torch.Tensor]) -> list:
