@@ -75,11 +75,12 @@ def compute_device(module: torch.nn.Module) -> torch.device:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` there; what comes from the CPU without waiting for what the device still has to do.
-
-    From pinned memory it would be read later, when its owner may have written there.
-    """
-    return tensor.to(device, non_blocking=tensor.device.type == "cpu" and not tensor.is_pinned())
+    """`tensor` there; a GPU fetches what is on the CPU by itself, and nobody waits for what it still has to do."""
+    # That takes pinned memory, and a copy: the owner may write to what was given.
+    alone = device.type == "cuda" and tensor.device.type == "cpu" and torch.cuda.is_available()
+    if alone and not tensor.is_pinned():
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def as_tensor(name: str, value) -> torch.Tensor:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from modeling_encodec.batching_encodec import as_tensor, group_by_length, stack_chunks, stack_scales
+from modeling_encodec.batching_encodec import as_tensor, group_by_length, stack_chunks, stack_scales, to_device
 from modeling_encodec.bitstream.compression import name_of
 from modeling_encodec.bitstream.fingerprints import codebook_fingerprint, stream_fingerprint
 from modeling_encodec.configuration_encodec import EncodecConfig
@@ -189,8 +189,16 @@ def read_clip(location, config: EncodecConfig) -> np.ndarray:
 
 def encode_clips(model: EncodecModel, clips: Sequence[np.ndarray | torch.Tensor], num_quantizers: int) -> list[Tokens]:
     """Tokens of clips (channels, T) of any lengths, with so many codebooks; those of `model.encode` of each."""
-    spans = [list(model.config.chunk_spans(clip.shape[1])) for clip in clips]
-    audio = [as_tensor("audio", clip).to(model.device)[None] for clip in clips]
+    return begin_clips(model, clips, num_quantizers)()
+
+
+def begin_clips(
+    model: EncodecModel, clips: Sequence[np.ndarray | torch.Tensor], num_quantizers: int
+) -> Callable[[], list[Tokens]]:
+    """Begin `encode_clips`; what is returned gives the tokens. An accelerator computes meanwhile."""
+    lengths = [clip.shape[1] for clip in clips]
+    spans = [list(model.config.chunk_spans(length)) for length in lengths]
+    audio = [to_device(as_tensor("audio", clip), model.device)[None] for clip in clips]
     pieces = [whole[..., start:stop] for whole, row in zip(audio, spans) for start, stop in row]
 
     def compute():
@@ -198,18 +206,36 @@ def encode_clips(model: EncodecModel, clips: Sequence[np.ndarray | torch.Tensor]
             return model.encode_pieces(pieces, num_quantizers)
 
     codes, scales = call_with_threads(1, compute) if model.device.type == "cpu" else compute()
-    codes, scales = iter(codes), iter(scales or [None] * len(codes))
+
+    def finish() -> list[Tokens]:
+        given = zip([piece[0] for piece in fetched(codes)], fetched(scales) or itertools.repeat(None))
+        return [
+            join_pieces(model.config, list(itertools.islice(given, len(row))), length)
+            for length, row in zip(lengths, spans)
+        ]
+
+    return finish
+
+
+def fetched(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors of one dtype and device on the CPU, by one transfer."""
+    if not tensors or tensors[0].device.type == "cpu":
+        return list(tensors)
+    flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
     return [
-        join_pieces(model.config, [(next(codes)[0], next(scales)) for _ in row], clip.shape[1])
-        for clip, row in zip(clips, spans)
+        part.view(tensor.shape) for part, tensor in zip(flat.split([tensor.numel() for tensor in tensors]), tensors)
     ]
 
 
 def join_pieces(config: EncodecConfig, pieces: Sequence[tuple], audio_length: int) -> Tokens:
     """Tokens of a clip of the codes (K, F) and scales of its pieces, in their order."""
-    codes = torch.cat([codes for codes, _ in pieces], dim=1).cpu().numpy()
-    scales = np.array([float(scale) for _, scale in pieces], np.float32) if config.normalize else None
-    return Tokens(codes.astype(code_dtype(config)), scales, audio_length)
+    codes, scales = zip(*pieces)
+    codes = torch.cat(codes, dim=1).cpu().numpy()
+    if config.normalize and isinstance(scales[0], torch.Tensor):
+        scales = torch.cat([scale.flatten() for scale in scales]).tolist()
+    return Tokens(
+        codes.astype(code_dtype(config)), np.array(scales, np.float32) if config.normalize else None, audio_length
+    )
 
 
 def _blocks(reader: AudioReader, location) -> Iterator[np.ndarray]:
@@ -268,8 +294,9 @@ def _decode_tokens(model: EncodecModel, rows: Sequence[Tokens]) -> list[np.ndarr
     for group in group_by_length(lengths, MOST_DECODED_FRAMES):
         by_count = itertools.groupby(sorted(group, key=lambda i: len(rows[i].codes)), lambda i: len(rows[i].codes))
         for chosen in (list(places) for _, places in by_count):
-            for place, decoded in zip(chosen, _decode(model, [rows[place] for place in chosen])):
-                audio[place] = decoded.float().cpu().numpy()
+            decoded = [row.float() for row in _decode(model, [rows[place] for place in chosen])]
+            for place, row in zip(chosen, fetched(decoded)):
+                audio[place] = row.numpy()
     return audio
 
 

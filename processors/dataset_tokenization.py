@@ -15,6 +15,7 @@ import functools
 import json
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -27,8 +28,8 @@ from modeling_encodec.processors.audio import write_audio
 from modeling_encodec.processors.audio_tokens import (
     PortableCodec,
     Tokens,
+    begin_clips,
     decode_tokens,
-    encode_clips,
     process_device,
     read_clip,
 )
@@ -40,6 +41,7 @@ from modeling_encodec.training.segments import cut_location, segment_keys
 logger = logging.getLogger(__name__)
 
 PROVENANCE_MARK = "modeling-encodec tokens: "  # begins a line of a dataset's description
+MOST_READERS = 8  # threads that decode a batch's audio for an accelerator
 TOKEN_COLUMNS = ("codes", "frames", "audio_length", "scales", "error")
 
 
@@ -165,18 +167,17 @@ class CodecTokenizer(_Mapped):
 
     def __call__(self, batch: dict, rank: int | None = None) -> dict:
         """The added columns of a batch; `rank` is the number of the process."""
-        clips, errors = [], []
-        keys = [key for key in segment_keys(batch) if key != self.column]
-        for row, value in enumerate(batch[self.column]):
-            name, location = _location(value)
-            try:
-                location = cut_location(location, {key: batch[key][row] for key in keys}, decoded=callable(location))
-                clips.append(read_clip(location, self.codec.config))
-                errors.append(None)
-            except ValueError as error:
-                logger.warning("skipped %s: %s", name, error)
-                clips.append(None)
-                errors.append(str(error))
+        keys, rows = [key for key in segment_keys(batch) if key != self.column], range(len(batch[self.column]))
+        read = functools.partial(self._read, batch, keys)
+        if process_device(self.device, rank or 0) == "cpu":  # where the model has the cores
+            found = list(map(read, rows))
+        else:
+            with ThreadPoolExecutor(min(MOST_READERS, os.cpu_count() or 1)) as pool:
+                found = list(pool.map(read, rows))
+        clips, errors = ([pair[side] for pair in found] for side in (0, 1))
+        for value, error in zip(batch[self.column], errors):
+            if error is not None:
+                logger.warning("skipped %s: %s", _location(value)[0], error)
         tokens = self._encode(clips, self._model(rank)) if any(clip is not None for clip in clips) else clips
         nothing = Tokens(np.zeros((0, 0), self.codec.code_dtype), np.zeros(0, np.float32), 0)
         rows = [nothing if row is None else row for row in tokens]
@@ -189,13 +190,24 @@ class CodecTokenizer(_Mapped):
             columns["scales"] = [row.scales for row in rows]
         return columns | {"error": errors}
 
+    def _read(self, batch: dict, keys: list[str], row: int) -> tuple[np.ndarray | None, str | None]:
+        """A row's audio, or why there is none."""
+        _, location = _location(batch[self.column][row])
+        try:
+            location = cut_location(location, {key: batch[key][row] for key in keys}, decoded=callable(location))
+            return read_clip(location, self.codec.config), None
+        except ValueError as error:
+            return None, str(error)
+
     def _encode(self, clips: list, model: EncodecModel) -> list[Tokens | None]:
         tokens: list[Tokens | None] = [None] * len(clips)
         there = [place for place, clip in enumerate(clips) if clip is not None]
         most = int(self.batch_seconds * self.codec.config.sampling_rate)
-        for group in group_by_length([clips[place].shape[1] for place in there], most):
-            places = [there[index] for index in group]
-            for place, made in zip(places, encode_clips(model, [clips[i] for i in places], self.num_quantizers)):
+        groups = group_by_length([clips[place].shape[1] for place in there], most)
+        groups = [[there[index] for index in group] for group in groups]
+        begun = [begin_clips(model, [clips[place] for place in group], self.num_quantizers) for group in groups]
+        for group, finish in zip(groups, begun):
+            for place, made in zip(group, finish()):
                 tokens[place] = made
         return tokens
 

@@ -12,7 +12,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,13 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from modeling_encodec.batching_encodec import to_device
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio_ffmpeg import ffmpeg_version
 from modeling_encodec.processors.audio_tokens import (
     PortableCodec,
     Tokens,
+    begin_clips,
     encode_clips,
     join_pieces,
     one_thread,
@@ -227,6 +230,7 @@ class ShardMaker:
         unit = config.chunk_stride or self.model.block_frames * config.hop_length
         block = unit * -(-BLOCK_SECONDS * config.sampling_rate // unit)
         self.loading = LoadingOptions(config, run.batch_seconds, block)
+        self.ahead = 0 if self.model.device.type == "cpu" else 1  # batches begun while one is waited for
         self._files: dict[int, ShardFile] = {}
         self._long: dict[int, _LongClip] = {}
         description = run.describe()
@@ -237,10 +241,10 @@ class ShardMaker:
         broken, ended = [], 0
         try:
             with one_thread(self.model.device.type), closing(load_shards(shards, self.loading, self.workers)) as items:
-                for item in self._timed(items):
+                for item, finish in self._begun(items):
                     file = self._file(item.shard)
                     if not isinstance(item, ShardEnd):
-                        progress.heard(self._take(file, item))
+                        progress.heard(self._take(file, item, finish))
                         continue
                     broken += self._end(file, item)
                     del self._files[item.shard]
@@ -253,6 +257,20 @@ class ShardMaker:
                 file.discard()
             self._files, self._long = {}, {}
         return broken
+
+    def _begun(self, items: Iterator) -> Iterator[tuple]:
+        """Items, with what gives the tokens of clips, which an accelerator computes while the batch before is written
+        and the next one arrives."""
+        begun = deque()
+        for item in self._timed(items):
+            begun.append((item, self._begin(item) if isinstance(item, Clips) else None))
+            if len(begun) > self.ahead:
+                yield begun.popleft()
+        yield from begun
+
+    def _begin(self, item: Clips) -> Callable[[], list[Tokens]]:
+        audio = to_device(torch.from_numpy(item.audio), self.model.device).split(item.lengths, dim=1)
+        return begin_clips(self.model, audio, self.run.num_quantizers)
 
     def _timed(self, items: Iterator) -> Iterator:
         yield from itertools.islice(items, 1)
@@ -269,16 +287,15 @@ class ShardMaker:
             self._files[shard] = ShardFile(self.run.path(shard), self.run.schema)
         return self._files[shard]
 
-    def _take(self, file: ShardFile, item: Clips | Block | Unusable | WindowEnd) -> int:
+    def _take(self, file: ShardFile, item: Clips | Block | Unusable | WindowEnd, finish: Callable | None) -> int:
         """Do what is to be done with `item`; returns how many samples it held."""
         if isinstance(item, Clips):
-            audio = torch.from_numpy(item.audio).to(self.model.device).split(item.lengths, dim=1)
-            for place, tokens in zip(item.places, encode_clips(self.model, audio, self.run.num_quantizers)):
+            for place, tokens in zip(item.places, finish()):
                 file.add(place, tokens)
             return sum(item.lengths)
         if isinstance(item, Block):
             clip = self._long.setdefault(item.shard, _LongClip(self.model, self.run.num_quantizers))
-            clip.push(torch.from_numpy(item.audio).to(self.model.device), item.last)
+            clip.push(to_device(torch.from_numpy(item.audio), self.model.device), item.last)
             if item.last:
                 file.add(item.place, self._long.pop(item.shard).tokens())
             return item.audio.shape[1]
