@@ -141,14 +141,17 @@ class IntegerLM(Tables):
         return torch.as_tensor(shares + 1, device=cache.program.device).to(torch.int32).transpose(1, 2), cache
 
     @torch.compiler.disable
-    def shares(self, previous: torch.Tensor, cache: IntegerLMCache | None = None) -> "tuple[Array, IntegerLMCache]":
-        """Frequencies less 1, as float64 (B, F, K, codebook_size): a numpy array on a CPU, else a tensor."""
+    def shares(
+        self, previous: torch.Tensor, cache: IntegerLMCache | None = None, *, device: str | None = None
+    ) -> "tuple[Array, IntegerLMCache]":
+        """Frequencies less 1, as float64 (B, F, K, codebook_size), computed where the tables are, or on `device`: a
+        numpy array on a CPU, else a tensor."""
         refuse_tracing("EncodecLM")
         rows = len(previous)
         # Outside of inference mode, whatever the caller is in: of tensors made there none could be written to later.
         with torch.inference_mode(False), torch.no_grad():
             if cache is None:
-                program = self._current_program()
+                program = self._current_program(device)
                 cache = IntegerLMCache(program, program.first_memories(rows))
             elif not isinstance(cache, IntegerLMCache) or cache.memories[0].pairs.shape[1] != rows:
                 raise ValueError(f"cache is not of {rows} rows, allowed: what frequencies() returned for these rows")
@@ -164,9 +167,12 @@ class IntegerLM(Tables):
                 blocks.append(program.shares(hidden, block.shape[1]))
         return program.xp.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0], cache
 
-    def _current_program(self) -> "_Program":
+    def _current_program(self, device: str | None = None) -> "_Program":
         """The tables in the numbers they are computed in, made anew when they have changed or moved."""
-        return self.cache.get("program", list(self.buffers()), lambda: _Program(self))
+        if device is not None and torch.device(device) == self.embeddings.device:
+            device = None
+        make = functools.partial(_Program, self, device)
+        return self.cache.get(("program", device), list(self.buffers()), make, trained=False)
 
 
 Array = np.ndarray | torch.Tensor
@@ -227,24 +233,50 @@ class _Place:
         self.device, self.on_cpu = device, device.type == "cpu"
         self.xp: ModuleType = np if self.on_cpu else torch
         self.float64 = self.xp.float64
+        self._numerators: dict[float, torch.Tensor] = {}
+        self.half = torch.full((), 0.5, dtype=torch.float64, device=device)
+        self._powers = torch.tensor([2.0**exponent for exponent in range(-64, 64)], dtype=torch.float64, device=device)
 
     def array(self, table: torch.Tensor, dtype: torch.dtype = torch.float64) -> Array:
         """A table in the numbers it is computed in."""
         table = table.detach().to(self.device).to(dtype)  # in this order: not every device has every type
         return table.numpy() if self.on_cpu else table
 
-    def number(self, value: float) -> Array:
-        """What `limit` takes."""
-        return np.float64(value) if self.on_cpu else torch.tensor(value, dtype=torch.float64, device=self.device)
+    def powers(self, exponents: torch.Tensor) -> Array:
+        """2**exponents, exactly: `ldexp` may be computed by way of `pow`."""
+        powers = self._powers[exponents.detach().to(self.device).long() + 64]
+        return powers.numpy() if self.on_cpu else powers
+
+    def number(self, value: float) -> np.float64 | float:
+        """What `limit`, `at_least` and `at_most` take."""
+        return np.float64(value) if self.on_cpu else float(value)
 
     def zeros(self, *shape: int) -> Array:
         """Zeros, float64."""
         return np.zeros(shape) if self.on_cpu else torch.zeros(shape, dtype=torch.float64, device=self.device)
 
-    def limit(self, x: Array, least: Array, most: Array) -> Array:
+    def limit(self, x: Array, least: float, most: float) -> Array:
         """`x` within [least, most], in place."""
-        self.xp.maximum(x, least, out=x)
-        return self.xp.minimum(x, most, out=x)
+        if not self.on_cpu:
+            return x.clamp_(least, most)
+        np.maximum(x, least, out=x)
+        return np.minimum(x, most, out=x)
+
+    def at_least(self, x: Array, least: float) -> Array:
+        """In place."""
+        return np.maximum(x, least, out=x) if self.on_cpu else x.clamp_(min=least)
+
+    def at_most(self, x: Array, most: float) -> Array:
+        """In place."""
+        return np.minimum(x, most, out=x) if self.on_cpu else x.clamp_(max=most)
+
+    def nearest(self, x: Array, scale: Array) -> Array:
+        """The whole numbers nearest to `x` times powers of two; halves go up."""
+        if not self.on_cpu:
+            return torch.addcmul(self.half, x, scale).floor_()
+        x = x * scale
+        x += 0.5
+        return np.floor(x, out=x)
 
     def floor(self, x: Array) -> Array:
         """In place."""
@@ -252,7 +284,11 @@ class _Place:
 
     def quotient(self, one: float, x: Array) -> Array:
         """The floor of one / x, which must be far enough from whole numbers."""
-        return self.floor(one / x)
+        if self.on_cpu:
+            return self.floor(one / x)
+        if one not in self._numerators:  # a number would be multiplied with a reciprocal
+            self._numerators[one] = torch.tensor(one, dtype=torch.float64, device=self.device)
+        return self.floor(self._numerators[one] / x)
 
     def root(self, x: Array) -> Array:
         """The floor of the root of `x`, which must be far enough from squares, in place."""
@@ -283,7 +319,8 @@ class _Linear:
         self.place, weight = place, tables["weight"][:rows].to(place.device)
         self.int8 = place.on_cpu and int8_products_are_exact(weight.shape[1], weight.shape[0])
         self.weight = (weight if self.int8 else weight.float()).t()
-        self.bias, self.scale = place.array(tables["bias"][:rows]), place.array(_powers(tables["exponent"][:rows]))
+        self.bias, self.scale = place.array(tables["bias"][:rows]), place.powers(tables["exponent"][:rows])
+        self.scaled_bias = self.bias * self.scale  # as exact as the product's sum with it
 
     def __call__(self, x: Array) -> Array:
         if self.place.on_cpu:
@@ -291,6 +328,8 @@ class _Linear:
             product = (torch._int_mm(rows, self.weight) if self.int8 else rows @ self.weight).numpy()
         else:
             product = x.flatten(0, 1).float() @ self.weight
+            x = torch.addcmul(self.scaled_bias, product, self.scale).view(*x.shape[:2], -1)
+            return self.place.floor(x)
         x = product.reshape(*x.shape[:2], -1) + self.bias
         x *= self.scale
         return self.place.floor(x)
@@ -315,8 +354,7 @@ class _Norm:
         square = (x * x).sum(axis=-1, keepdims=True)
         square += self.epsilon
         root = place.root(square)
-        place.xp.maximum(root, self.one, out=root)
-        x *= place.quotient(2.0**INVERSE_BITS + 0.5, root)
+        x *= place.quotient(2.0**INVERSE_BITS + 0.5, place.at_least(root, self.one))
         x *= self.gain
         x += self.offset
         return place.limit(place.floor(x), *self.limits)
@@ -326,13 +364,11 @@ class _Activations:
     """The residual stream, or another place's whole numbers, in the units of the product it enters."""
 
     def __init__(self, exponent: torch.Tensor, place: _Place):
-        self.place, self.scale = place, place.array(_powers(exponent))
+        self.place, self.scale = place, place.powers(exponent)
         self.limits = (place.number(-MOST_ACTIVATION), place.number(MOST_ACTIVATION))
 
     def __call__(self, x: Array) -> Array:
-        x = x * self.scale
-        x += 0.5
-        return self.place.limit(self.place.floor(x), *self.limits)
+        return self.place.limit(self.place.nearest(x, self.scale), *self.limits)
 
 
 class _Layer:
@@ -343,7 +379,7 @@ class _Layer:
         self.attention_norm, self.output_norm = _Norm(tables.attention_norm, place), _Norm(tables.output_norm, place)
         tables = tables()
         self.into, self.middle = (_Activations(tables[f"{name}_exponent"], place) for name in ("input", "middle"))
-        self.score_scale = place.array(_powers(tables["score_exponent"]))[:, None, None]
+        self.score_scale = place.powers(tables["score_exponent"])[:, None, None]
         self.attended = _Activations(tables["attended_exponent"][:, None, None], place)
         self.attended.scale *= 2.0**-40
         self.gelu = place.array(tables["gelu"])
@@ -377,25 +413,27 @@ class _Layer:
             scores = place.xp.where(unseen, HIDDEN_SCORE, scores)
         distance = place.xp.amax(scores, axis=-1, keepdims=True) - scores
         distance *= self.score_scale
-        weights = place.looked_up(exp, place.xp.minimum(distance, self.last_step, out=distance))
+        weights = place.looked_up(exp, place.at_most(distance, self.last_step))
         mean = place.product(weights, values)
         mean *= place.quotient(2.0**40 + 0.5, weights.sum(axis=-1, keepdims=True))
         return self.attended(mean)
 
 
 class _Program:
-    """The tables in the numbers they are computed in, in one place."""
+    """The tables in the numbers they are computed in, in one place: where they are, or on `device`."""
 
-    def __init__(self, tables: IntegerLM):
+    def __init__(self, tables: IntegerLM, device: str | None = None):
         config, own = tables.config, tables()
         if own["form"].item() != FORM:
             raise ValueError(f"the integer form is version {own['form'].item()}, allowed: {FORM}")
-        device = own["embeddings"].device
+        device = own["embeddings"].device if device is None else torch.device(device)
         place = _Place(torch.device("cpu") if device.type == "mps" else device)  # which has no float64
         self.config, self.place, self.device, self.xp = config, place, place.device, place.xp
         rows = config.codebook_size + 1
-        scale = _powers(own["embedding_exponent"]).repeat_interleave(rows)[:, None]
-        self.embeddings = place.array(own["embeddings"].cpu() * scale, torch.float32)
+        scale = torch.as_tensor(place.powers(own["embedding_exponent"])).repeat_interleave(
+            rows, output_size=rows * config.num_codebooks
+        )
+        self.embeddings = place.array(own["embeddings"].to(place.device) * scale[:, None], torch.float32)
         self.starts = place.array(rows * torch.arange(config.num_codebooks, device="cpu") + 1, torch.int64)
         self.input_norm = _Norm(tables.input_norm, place)
         self.positions = place.array(own["positions"])
@@ -420,7 +458,7 @@ class _Program:
         unseen, memories = None, []
         past, reach = min(cache.memories[0].length, self.config.context_frames), self.config.context_frames
         if frames > 1:
-            positions = torch.arange(past + frames, device="cpu")
+            positions = torch.arange(past + frames, device=self.device)
             distance = positions[past:, None] - positions
             unseen = place.array((distance < 0) | (distance > reach), torch.bool)
         for layer, memory in zip(self.layers, cache.memories):
@@ -451,14 +489,8 @@ class _Program:
         """A table's exp of the logits (B, F, K, V), relative to the greatest of a code."""
         logits = self.logits(hidden, books)
         distance = self.xp.amax(logits, axis=-1, keepdims=True) - logits
-        return self.place.looked_up(self.output_exp, self.xp.minimum(distance, self.last_step, out=distance))
+        return self.place.looked_up(self.output_exp, self.place.at_most(distance, self.last_step))
 
     def logits(self, hidden: Array, books: int) -> Array:
         """(B, F, K, V), in steps of 2**-OUTPUT_STEP_BITS nats."""
         return self.head(books)(self.head_activations(hidden)).reshape(*hidden.shape[:2], books, -1)
-
-
-def _powers(exponents: torch.Tensor) -> torch.Tensor:
-    """2**exponents, exactly: `ldexp` may be computed by way of `pow`."""
-    table = torch.tensor([2.0**exponent for exponent in range(-64, 64)], dtype=torch.float64, device="cpu")
-    return table[exponents.cpu().long() + 64]

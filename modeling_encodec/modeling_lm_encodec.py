@@ -10,6 +10,7 @@ The float model trains and tells bits. A range coder must not be fed with it: fl
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,7 @@ from .configuration_encodec import EncodecLMConfig
 from .integer_lm_encodec import IntegerLM, IntegerLMCache
 from .loading_encodec import WholeCheckpoints
 from .precision_encodec import exact_unless_training
+from .weight_cache_encodec import WeightCache
 
 
 # Stands for "no frame before" among codes.
@@ -170,6 +172,7 @@ class EncodecLM(EncodecLMPreTrainedModel):
             self.layers = nn.ModuleList(EncodecLMLayer(config) for _ in range(config.num_hidden_layers))
             self.head = CodeHead(config.hidden_size, config.num_codebooks * config.codebook_size)
         self.gradient_checkpointing = False
+        self._constants = WeightCache()
         self.post_init()
 
     @property
@@ -255,8 +258,10 @@ class EncodecLM(EncodecLMPreTrainedModel):
             cache = self._first_cache(previous, position_offset)
         frames = previous.shape[2]
         hidden = self.input_norm(self._embed(previous))
-        positions = cache.position + torch.arange(frames, device=hidden.device)
-        table = self.position_table()
+        positions = cache.position
+        if frames > 1:
+            positions = positions + torch.arange(frames, device=hidden.device)
+        table = self._kept("positions", self.position_table)
         hidden = hidden + table[positions % len(table)].to(hidden)
         visible = attention_mask(frames, cache.keys[0].shape[2], self.config.context_frames, hidden.device)
         keys, values, reach = [], [], self.config.context_frames
@@ -271,6 +276,12 @@ class EncodecLM(EncodecLMPreTrainedModel):
         with exact_unless_training(self):
             return self._run(codes, None, 0)[0]
 
+    def _kept(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What depends on the configuration alone, made once on each device."""
+        if torch.compiler.is_compiling():
+            return make()
+        return self._constants.get((name, self.device), [], make, trained=False)
+
     def position_table(self) -> torch.Tensor:
         """Cosines, then sines, of every position at hidden_size / 2 rates: (max_positions, D)."""
         half, device = self.config.hidden_size // 2, self.device
@@ -280,12 +291,15 @@ class EncodecLM(EncodecLMPreTrainedModel):
 
     def _embed(self, previous: torch.Tensor) -> torch.Tensor:
         """Sum of the embeddings of the codes (B, K, F) of each frame, as (B, F, D)."""
-        rows = self.config.codebook_size + 1  # the first of each codebook is for "no frame before"
-        starts = rows * torch.arange(previous.shape[1], device=previous.device)
-        index = (previous + 1).transpose(1, 2) + starts
+        index = previous.transpose(1, 2) + self._kept("starts", self._embedding_starts)[: previous.shape[1]]
         if isinstance(self.embeddings, CodeEmbedding):
             return self.embeddings(index, summed=True)
         return self.embeddings(index).sum(2)  # what somebody put in its place
+
+    def _embedding_starts(self) -> torch.Tensor:
+        """Row of each codebook's first code among the embeddings; the one before it is for "no frame before"."""
+        rows = self.config.codebook_size + 1
+        return rows * torch.arange(self.config.num_codebooks, device=self.device) + 1
 
     def _first_cache(self, previous: torch.Tensor, position_offset) -> EncodecLMCache:
         batch, width = len(previous), self.config.hidden_size
@@ -338,7 +352,7 @@ class EncodecLM(EncodecLMPreTrainedModel):
                 f"{name} have shape {tuple(codes.shape)}, allowed: (batch, codebooks, frames), no 0, "
                 f"and at most {most} codebooks"
             )
-        least, greatest = codes.min().item(), codes.max().item()
+        least, greatest = torch.stack(torch.aminmax(codes)).tolist()  # one wait for a device
         if least < lowest or greatest >= size:
             raise ValueError(f"{name} range from {least} to {greatest}, allowed: {lowest} to {size - 1}")
         return codes

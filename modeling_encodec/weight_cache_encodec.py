@@ -75,18 +75,21 @@ class WeightCache:
     def __reduce__(self):
         return WeightCache, ()
 
-    def get(self, key: Hashable, tensors: Sequence[torch.Tensor], make: Callable[[], Any]) -> Any:
-        """The value under `key`, made anew by `make()` if any of the `tensors` has changed since it was made."""
-        value = self._current(key, tensors, make)
+    def get(
+        self, key: Hashable, tensors: Sequence[torch.Tensor], make: Callable[[], Any], *, trained: bool = True
+    ) -> Any:
+        """The value under `key`, made anew by `make()` if any of the `tensors` has changed since it was made. Of those
+        that are not `trained` on an accelerator PyTorch's count is believed."""
+        value = self._current(key, tensors, make, trained)
         if (read := getattr(_thread, "read", None)) is not None:
             read.append(value)
         return value
 
-    def _current(self, key: Hashable, tensors: Sequence[torch.Tensor], make: Callable[[], Any]) -> Any:
+    def _current(self, key: Hashable, tensors: Sequence[torch.Tensor], make: Callable[[], Any], trained: bool) -> Any:
         marked, kept, since = marks(tensors), self._kept.get(key), last_compared()
         same = kept is not None and kept.marks == marked
         if same:
-            if since is not None and kept.compared >= since:
+            if (since is not None and kept.compared >= since) or (kept.copies is None and not trained):
                 return kept.value
             moment = now()
             if kept.copies is not None and all(map(_equal_bits, tensors, kept.copies)):

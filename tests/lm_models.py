@@ -22,7 +22,7 @@ class Table:
         shares, cache = self.shares(previous, cache)
         return torch.from_numpy(shares + 1).int().transpose(1, 2), cache
 
-    def shares(self, previous: torch.Tensor, cache: int | None = None) -> tuple[np.ndarray, int]:
+    def shares(self, previous: torch.Tensor, cache: int | None = None, *, device=None) -> tuple[np.ndarray, int]:
         previous, start = previous.numpy().transpose(0, 2, 1), cache or 0
         _, frames, books = previous.shape
         place = np.arange(start, start + frames)[:, None] * 3 + np.arange(books) * 5

@@ -197,8 +197,11 @@ def test_tensors_give_what_arrays_give(seed, lm, previous, expected, monkeypatch
         previous = shifted(make_codes(lm, batch=3, frames=40))
         expected = lm.frequencies(previous)[0]
 
+    init = integer_lm_encodec._Place.__init__
+
     def on_tensors(self, device):
-        self.device, self.on_cpu, self.xp, self.float64 = device, False, torch, torch.float64
+        init(self, device)
+        self.on_cpu, self.xp, self.float64 = False, torch, torch.float64
 
     monkeypatch.setattr(integer_lm_encodec._Place, "__init__", on_tensors)
     fresh = copy.deepcopy(lm)

@@ -44,7 +44,11 @@ class RawCoder:
 
 
 class LMCoder:
-    """Codes by their probabilities given the frames before them in the segment."""
+    """Codes by their probabilities given the frames before them in the segment.
+
+    These are computed on the CPU, wherever the language model is: the range coder is there, and a frame of a few rows
+    is too little work for a GPU.
+    """
 
     # Bytes of the checksum at a payload's end.
     checksum = struct.Struct("!I")
@@ -60,9 +64,9 @@ class LMCoder:
         coder, cache = constriction.stream.queue.RangeEncoder(), None
         for start in range(0, codes.shape[1], BLOCK_FRAMES):
             block = slice(start, start + BLOCK_FRAMES)
-            shares, cache = self.integer.shares(previous[:, :, block], cache)
+            shares, cache = self.integer.shares(previous[:, :, block], cache, device="cpu")
             symbols = np.ascontiguousarray(codes[:, block].T.reshape(-1), dtype=np.int32)
-            coder.encode(symbols, FAMILY, _array(shares[0]).reshape(len(symbols), -1))
+            coder.encode(symbols, FAMILY, shares[0].reshape(len(symbols), -1))
         words = coder.get_compressed().astype("<u4").tobytes()
         words = words.ljust(4 * math.ceil(codes.shape[1] / 32), b"\0")
         return words + self.checksum.pack(_digest(codes))
@@ -89,22 +93,17 @@ class LMCoder:
         for frame in range(max(frames)):
             if len(failed) == len(coders):
                 break
-            shares, cache = self.integer.shares(previous, cache)
-            shares = _array(shares[:, 0])
+            shares, cache = self.integer.shares(previous, cache, device="cpu")
             for row, coder in enumerate(coders):
                 if frame < frames[row] and row not in failed:
                     try:
-                        codes[row, :, frame] = coder.decode(FAMILY, shares[row])
+                        codes[row, :, frame] = coder.decode(FAMILY, shares[row, 0])
                     except (ValueError, AssertionError):  # bytes that no codes have
                         failed.add(row)
             previous = torch.from_numpy(codes[:, :, frame : frame + 1])
         found = [row[:, :count] for row, count in zip(codes, frames)]
         right = [payload[-size:] == self.checksum.pack(_digest(one)) for payload, one in zip(payloads, found)]
         return [one if good and row not in failed else None for row, (one, good) in enumerate(zip(found, right))]
-
-
-def _array(shares: np.ndarray | torch.Tensor) -> np.ndarray:
-    return shares.cpu().numpy() if isinstance(shares, torch.Tensor) else shares
 
 
 def _digest(codes: np.ndarray) -> int:

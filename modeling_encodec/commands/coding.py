@@ -14,6 +14,7 @@ import typer
 
 from modeling_encodec.atomic import atomic_path, named_errors
 from modeling_encodec.commands.shared import (
+    LM_DEVICE,
     Device,
     Force,
     LMModel,
@@ -84,7 +85,7 @@ def encode(
     codec.precision = precision
     language_model = None
     if lm or lm_model:
-        language_model = load(lm_model or str(bundled_lm_checkpoint()), device, "EncodecLM")
+        language_model = load(lm_model or str(bundled_lm_checkpoint()), LM_DEVICE, "EncodecLM")
     bandwidths = list(codec.config.target_bandwidths)
     if bandwidth is None:
         bandwidth = min(bandwidths, key=lambda allowed: abs(allowed - 6))
@@ -154,7 +155,7 @@ def decode(
 
     def loaded_once(name: str, kind: str):
         if (name, kind) not in loaded:
-            loaded[name, kind] = load(name, device, kind)
+            loaded[name, kind] = load(name, LM_DEVICE if kind == "EncodecLM" else device, kind)
         return loaded[name, kind]
 
     def models(header):

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from modeling_encodec.commands.mushra import mushra
-from modeling_encodec.commands.shared import Device, Precision, load, say
+from modeling_encodec.commands.shared import LM_DEVICE, Device, Precision, load, say
 
 
 class _MetricsByDefault(TyperGroup):
@@ -82,7 +82,7 @@ def metrics(
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     codec = load(str(bundled_checkpoint()) if model == "bundled" else model, device)
     codec.precision = precision
-    language_model = lm and load(str(bundled_lm_checkpoint()) if lm == "bundled" else lm, device, "EncodecLM")
+    language_model = lm and load(str(bundled_lm_checkpoint()) if lm == "bundled" else lm, LM_DEVICE, "EncodecLM")
     anchors = ANCHORS if anchor is None else [name for name in anchor if name != "none"]
     systems, absent = make_systems(codec, language_model, bandwidths=bandwidth, anchors=anchors, original=original)
     choice, missing = describe_choice(**chosen), missing | absent

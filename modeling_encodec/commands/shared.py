@@ -13,6 +13,8 @@ from modeling_encodec.stop_signals import Stopped
 
 # Typer carries a click of its own, and of its errors names only this subclass.
 UsageError = typer.BadParameter.__base__
+# Where a language model is loaded: coders compute it on the CPU, whatever computes the codec.
+LM_DEVICE = "cpu"
 
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder or Hub id (default: the bundled one).")]
 NamedModel = Annotated[
