@@ -430,10 +430,9 @@ class _Program:
         place = _Place(torch.device("cpu") if device.type == "mps" else device)  # which has no float64
         self.config, self.place, self.device, self.xp = config, place, place.device, place.xp
         rows = config.codebook_size + 1
-        scale = torch.as_tensor(place.powers(own["embedding_exponent"])).repeat_interleave(
-            rows, output_size=rows * config.num_codebooks
-        )
-        self.embeddings = place.array(own["embeddings"].to(place.device) * scale[:, None], torch.float32)
+        scale = torch.as_tensor(place.powers(own["embedding_exponent"]), device=place.device)[:, None, None]
+        embeddings = own["embeddings"].to(place.device).unflatten(0, (config.num_codebooks, rows)) * scale
+        self.embeddings = place.array(embeddings.flatten(0, 1), torch.float32)
         self.starts = place.array(rows * torch.arange(config.num_codebooks, device="cpu") + 1, torch.int64)
         self.input_norm = _Norm(tables.input_norm, place)
         self.positions = place.array(own["positions"])

@@ -32,6 +32,7 @@ from .batching_encodec import (
     silence_left_padding,
     stack_chunks,
     stack_scales,
+    to_device,
     whole_numbers,
 )
 from .chunks_encodec import join_chunks
@@ -231,7 +232,7 @@ class EncodecModel(EncodecPreTrainedModel):
             return x, None
         x, count = x.float(), lengths[0]
         if lengths[0] != lengths[-1]:
-            count = torch.tensor(lengths, dtype=torch.float32, device=x.device).view(-1, 1, 1)
+            count = to_device(torch.tensor(lengths, dtype=torch.float32, device="cpu"), x.device).view(-1, 1, 1)
         scale = 1e-8 + (x.mean(1, keepdim=True).square().sum(2, keepdim=True) / count).sqrt()
         return x / scale, scale[:, 0]
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .batching_encodec import refuse_tracing
+from .batching_encodec import refuse_tracing, to_device
 from .configuration_encodec import EncodecConfig
 from .kernels_encodec import ELU
 from .layers_encodec import EncodecConv1d, EncodecConvTranspose1d, EncodecLSTM, EncodecResnetBlock, Layer, Step
@@ -116,7 +116,7 @@ class _Seanet(nn.Module):
             return self(x, dtype=dtype) if dtype else self(x)
         if lengths[-1] > self.hop * block_frames(x.device) and len(self.blocks(x, begun=False)) > 1:
             return self._rows_in_blocks(x, lengths, dtype)
-        return self(x, torch.tensor(lengths, dtype=torch.int64, device=x.device), dtype=dtype)
+        return self(x, to_device(torch.tensor(lengths, dtype=torch.int64, device="cpu"), x.device), dtype=dtype)
 
     def row_outputs(self, y: torch.Tensor, lengths: list[int]) -> list[int]:
         """How many of the outputs `y` of `rows` are each row's."""

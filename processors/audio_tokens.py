@@ -207,8 +207,10 @@ def begin_clips(
 
     codes, scales = call_with_threads(1, compute) if model.device.type == "cpu" else compute()
 
+    codes, scales = fetch(codes), fetch(scales)
+
     def finish() -> list[Tokens]:
-        given = zip([piece[0] for piece in fetched(codes)], fetched(scales) or itertools.repeat(None))
+        given = zip([piece[0] for piece in codes()], scales() or itertools.repeat(None))
         return [
             join_pieces(model.config, list(itertools.islice(given, len(row))), length)
             for length, row in zip(lengths, spans)
@@ -217,14 +219,25 @@ def begin_clips(
     return finish
 
 
-def fetched(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Tensors of one dtype and device on the CPU, by one transfer."""
+def fetch(tensors: Sequence[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
+    """What gives tensors of one dtype and device on the CPU, by one transfer, which begins now: later it would wait
+    for all that the device is given to do meanwhile."""
     if not tensors or tensors[0].device.type == "cpu":
-        return list(tensors)
-    flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
-    return [
-        part.view(tensor.shape) for part, tensor in zip(flat.split([tensor.numel() for tensor in tensors]), tensors)
-    ]
+        return lambda: list(tensors)
+    sizes = [tensor.shape for tensor in tensors]
+    flat, done = torch.cat([tensor.flatten() for tensor in tensors]), None
+    if flat.device.type == "cuda" and torch.cuda.is_available():
+        done, stream = torch.cuda.Event(), torch.cuda.current_stream(flat.device)
+        flat = flat.to("cpu", non_blocking=True)  # into pinned memory
+        done.record(stream)
+
+    def wait() -> list[torch.Tensor]:
+        if done is not None:
+            done.synchronize()
+        parts = flat.cpu().split([size.numel() for size in sizes])
+        return [part.view(size) for part, size in zip(parts, sizes)]
+
+    return wait
 
 
 def join_pieces(config: EncodecConfig, pieces: Sequence[tuple], audio_length: int) -> Tokens:
@@ -295,7 +308,7 @@ def _decode_tokens(model: EncodecModel, rows: Sequence[Tokens]) -> list[np.ndarr
         by_count = itertools.groupby(sorted(group, key=lambda i: len(rows[i].codes)), lambda i: len(rows[i].codes))
         for chosen in (list(places) for _, places in by_count):
             decoded = [row.float() for row in _decode(model, [rows[place] for place in chosen])]
-            for place, row in zip(chosen, fetched(decoded)):
+            for place, row in zip(chosen, fetch(decoded)()):
                 audio[place] = row.numpy()
     return audio
 
@@ -315,7 +328,7 @@ def _decode(model: EncodecModel, rows: list[Tokens]) -> list[torch.Tensor]:
                 raise ValueError(f"scales are {given}, allowed: {len(frames)}, one for each chunk")
             scales += [torch.tensor([[scale]], dtype=torch.float32, device="cpu") for scale in tokens.scales.tolist()]
     decoded = model.decode(
-        stack_chunks(codes, shape).to(model.device),
+        to_device(stack_chunks(codes, shape), model.device),
         stack_scales(scales, shape) if config.normalize else None,
         codes_lengths=np.array([tokens.codes.shape[1] for tokens in rows]),
         audio_lengths=np.array([tokens.audio_length for tokens in rows]),
