@@ -4,8 +4,8 @@
 PyTorch counts a version for most writes, and none for others: through `parameter.data`, through a NumPy view, by a
 fused optimizer. So on a CPU the weights are compared with a copy of them, bit by bit, which is a tenth of the work of
 folding them anew. `unchanged_weights` says for how long one comparison holds: one call of the codec, or one second of
-a live stream. On an accelerator a comparison would wait for the device, so there everything is computed once a call,
-and written where it lay before, for recorded CUDA graphs go on reading there.
+a live stream. On an accelerator a comparison would wait for the device, so there everything is computed once a call;
+what a recorded CUDA graph reads is written where it lay before.
 """
 
 import itertools
@@ -36,7 +36,7 @@ def last_compared() -> int | None:
 
 @contextmanager
 def values_read():
-    """A list of all values that this thread gets from caches within it."""
+    """A list of all values that this thread gets from caches within it, for a graph that goes on reading them."""
     before, _thread.read = getattr(_thread, "read", None), []
     try:
         yield _thread.read
@@ -64,6 +64,7 @@ class _Kept:
     marks: list
     copies: list[torch.Tensor] | None
     compared: int
+    recorded: bool = False
 
 
 class WeightCache:
@@ -83,6 +84,8 @@ class WeightCache:
         value = self._current(key, tensors, make, trained)
         if (read := getattr(_thread, "read", None)) is not None:
             read.append(value)
+            if key in self._kept:
+                self._kept[key].recorded = True
         return value
 
     def _current(self, key: Hashable, tensors: Sequence[torch.Tensor], make: Callable[[], Any], trained: bool) -> Any:
@@ -99,11 +102,11 @@ class WeightCache:
         # Not in inference mode: of tensors made there none could be written to later.
         with torch.inference_mode(False), torch.no_grad():
             value = make()
-            if same and kept.copies is None and isinstance(value, (tuple, list)):
+            if same and kept.recorded:
                 value = _written_over(kept.value, value)
         if "meta" not in devices:  # those are offloaded, and come when a module is called
             copies = [copy_in_pieces(tensor) for tensor in tensors] if devices == {"cpu"} else None
-            self._kept[key] = _Kept(value, marked, copies, moment)
+            self._kept[key] = _Kept(value, marked, copies, moment, same and kept.recorded)
         return value
 
 
