@@ -354,6 +354,10 @@ def is_watched(module: nn.Module) -> bool:
 
 def _lstm_forward(module: nn.LSTM, cache: WeightCache, x: Tensor, hx: tuple[Tensor, Tensor] | None = None):
     """`nn.LSTM.forward` of `module`, faster for few frames, and for sequences in another dtype than the weights'."""
+    if hx is not None and x.is_cuda and torch.is_grad_enabled() and not module.training:
+        # In eval mode too: cuDNN keeps what gradients are made of only where it is told that it trains.
+        y, *state = torch.lstm(x, hx, module._flat_weights, True, module.num_layers, 0.0, True, False, False)
+        return y, tuple(state)
     few = x.dim() == 3 and len(x) <= FEW_FRAMES and x.device.type == "cpu"
     if hx is None or torch.is_grad_enabled() or not (few or x.dtype != module.weight_ih_l0.dtype):
         return nn.LSTM.forward(module, x, hx)
