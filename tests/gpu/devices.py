@@ -35,6 +35,20 @@ def gpu_or_pretended(**options):
         has_bfloat16.cache_clear()
 
 
+@contextlib.contextmanager
+def full_float32():
+    """Convolutions without TF32, which PyTorch allows them: what trains would be rounded."""
+    places = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, precision in zip(places, before):
+            place.fp32_precision = precision
+
+
 def moved(value, where: str):
     """Tensors on a device, in whatever they are nested."""
     if isinstance(value, torch.Tensor):

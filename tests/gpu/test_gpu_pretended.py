@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from devices import REAL, gpu_or_pretended
+from devices import REAL, full_float32, gpu_or_pretended
 from in_a_fork import in_a_fork
 
 
@@ -79,6 +79,18 @@ def test_a_copy_that_nobody_waited_for_is_not_there(x):
     assert late.tolist() == x.tolist()
 
 
+def test_products_are_rounded_where_the_process_allows_it(device):
+    x = 1 + torch.rand(3, 3)
+    there, before = x.to("cuda"), torch.get_float32_matmul_precision()
+    assert torch.equal((there @ there).cpu(), x @ x)
+    try:
+        torch.set_float32_matmul_precision("high")
+        apart = ((there @ there).cpu() - x @ x).abs().max()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert 1e-5 < apart < 1e-2
+
+
 def test_memory(device):
     device.counts.reset()
     before = device.counts.live
@@ -97,10 +109,11 @@ def test_gradients_and_optimisers_are_the_cpus(device):
     there, x = copy.deepcopy(module).to("cuda"), torch.randn(2, 2, 9)
     for one, given in ((module, x), (there, x.to("cuda"))):
         optimizer = torch.optim.AdamW(one.parameters(), 0.1, fused=False)
-        for _ in range(2):
-            optimizer.zero_grad()
-            one(given).square().mean().backward()
-            optimizer.step()
+        with full_float32():
+            for _ in range(2):
+                optimizer.zero_grad()
+                one(given).square().mean().backward()
+                optimizer.step()
     for name, parameter in module.state_dict().items():
         assert torch.allclose(there.state_dict()[name].cpu(), parameter, atol=1e-6), name
 

@@ -226,7 +226,7 @@ class PretendedDevice:
             self.refuse("torch.lstm was computed past the pretended cuDNN")
         if self.capture is not None:
             self.capture.before(func, args, kwargs)
-        out = func(*args, **kwargs)
+        out = func(*ops.in_tf32(func, args), **kwargs)
         if self.capture is not None:
             self.capture.record(func, args, kwargs, out)
         return out, (args, kwargs)

@@ -14,6 +14,7 @@ UNMIXED = {
     "index_add_", "index_add", "index_copy_", "index_copy", "scatter_", "scatter_add_", "convolution", "searchsorted",
     "bucketize", "_weight_norm_interface", "native_group_norm", "native_layer_norm", "reflection_pad1d",
 }  # fmt: skip
+PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "mv", "convolution", "convolution_backward"}
 NO_INTEGERS = {"mm", "bmm", "addmm", "mv", "baddbmm", "convolution"}
 # The size of the result, or the result itself, is asked of the device.
 WAITS = {
@@ -113,6 +114,21 @@ def bytes_moved(func, args: tuple, kwargs: dict, out) -> int:
     if not func._schema.is_mutable and not copies:
         moved += sum(t.numel() * t.element_size() for t in tensors_in(out))
     return moved
+
+
+def in_tf32(func, args: tuple) -> tuple:
+    """The arguments of a product as tensor cores take them where the process allows TF32: with 10 bits of mantissa."""
+    name = base(name_of(func))
+    if name not in PRODUCTS:
+        return args
+    place = torch.backends.cudnn.conv if name.startswith("convolution") else torch.backends.cuda.matmul
+    return changed(_rounded_to_tf32, args) if place.fp32_precision == "tf32" else args
+
+
+def _rounded_to_tf32(t: torch.Tensor) -> torch.Tensor:
+    if t.dtype != torch.float32 or t.device.type == "meta":
+        return t
+    return ((t.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 def mask_indices(func, args: tuple) -> list[torch.Tensor]:
