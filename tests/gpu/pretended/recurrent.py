@@ -3,6 +3,7 @@
 import torch
 
 from .device import DeviceTensor, PretendedDevice
+from .shapes import as_shape
 
 
 class CudnnLSTM:
@@ -65,7 +66,10 @@ class CudnnLSTM:
             self.device.refuse("_cudnn_rnn_flatten_weight: weights are not on the device")
         first = weights[0]
         with torch.no_grad():
-            flat = torch.cat([w.values.detach().flatten() for w in weights])
+            parts = [w.values.detach() for w in weights]
+            if any(part.device.type == "meta" for part in parts):
+                parts = [as_shape(part) for part in parts]
+            flat = torch.cat([part.flatten() for part in parts])
         at = 0
         for w in weights:
             w.values = flat[at : at + w.numel()].view(w.shape)

@@ -27,7 +27,7 @@ class Shapes:
         if kwargs.get("device") is not None:
             kwargs["device"] = torch.device("meta")
         kwargs.pop("generator", None)
-        args, kwargs = ops.changed(_as_shape, (args, kwargs))
+        args, kwargs = ops.changed(as_shape, (args, kwargs))
         out = func(*args, **kwargs)
         if func._schema.is_mutable or ops.is_view(func):
             return out, (args, kwargs)
@@ -38,7 +38,7 @@ class Shapes:
             kwargs = kwargs | {"device": torch.device("cpu")}
         out = func(*args, **kwargs)
         if not func._schema.is_mutable and not ops.is_view(func):
-            out = ops.changed(lambda t: _as_shape(t) if self._is_unknown(t) else t, out)
+            out = ops.changed(lambda t: as_shape(t) if self._is_unknown(t) else t, out)
         return out, (args, kwargs)
 
     @staticmethod
@@ -65,7 +65,8 @@ class Shapes:
         return (args[0], places, *args[2:])
 
 
-def _as_shape(t: torch.Tensor) -> torch.Tensor:
+def as_shape(t: torch.Tensor) -> torch.Tensor:
+    """The shape of `t` alone."""
     if t.device.type == "meta":
         return t
     return torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="meta")
