@@ -22,6 +22,7 @@ LAYERS = {
     "atomic": 0,
     "plots": 1,
     "run_folder": 1,
+    "devices": 0,
     "worker_processes": 0,
     "checkpoints": 0,
     "batching_encodec": 0,
