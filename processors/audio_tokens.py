@@ -87,8 +87,9 @@ class PortableCodec:
         Raises:
             ValueError: if what lies under its name is no longer the same, or the device is none.
         """
+        if device != "cpu":
+            find_device(device)  # whatever is loaded: in a forked process no GPU is to be used
         if device not in self._loaded:
-            find_device(device)
             loaded = _load(self._source, self.precision, device)
             if stream_fingerprint(loaded) != self.fingerprint:
                 raise ValueError(f"model {self.name!r} has changed since it was opened, allowed: the same weights")

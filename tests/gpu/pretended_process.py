@@ -1,4 +1,4 @@
-"""A process with a pretended GPU, one of several: `python pretended_process.py` and what follows `modeling-encodec`."""
+"""A process with a pretended GPU, of several: `python pretended_process.py` and what follows `modeling-encodec`."""
 
 import sys
 
