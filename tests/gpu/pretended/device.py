@@ -93,15 +93,15 @@ class _Mode(TorchDispatchMode):
 
 
 class PretendedDevice:
-    """Two CUDA devices, "cuda:0" and "cuda:1", of `memory` bytes each; see the README of this folder.
+    """CUDA devices, "cuda:0" and so on, `count` of them (1 or 2) of `memory` bytes each; see this folder's README.
 
     `counts` says what was done. With `shapes`, large tensors of numbers are shapes alone: what full-size work costs.
     """
 
     real = False
 
-    def __init__(self, *, shapes: bool = False, detail: bool = False, memory: int = 80 * 10**9):
-        self.counts, self.memory, self.process = Counts(detail), memory, os.getpid()
+    def __init__(self, *, shapes: bool = False, detail: bool = False, count: int = 2, memory: int = 80 * 10**9):
+        self.counts, self.count, self.memory, self.process = Counts(detail), count, memory, os.getpid()
         self.shapes = Shapes() if shapes else None
         self.capture = None  # the graph that is being recorded
         self.refusals: list[str] = []
@@ -191,7 +191,7 @@ class PretendedDevice:
     def _place(self, ours: list, wanted: torch.device | None) -> int:
         if wanted is not None and wanted.type == "cuda":
             index = self.current if wanted.index is None else wanted.index
-            if not 0 <= index < 2:
+            if not 0 <= index < self.count:
                 raise RuntimeError("CUDA error: invalid device ordinal")
             return index
         return ours[0].device.index

@@ -154,7 +154,7 @@ class _Cuda:
         return True
 
     def device_count(self):
-        return 2
+        return self.owner.count
 
     def current_device(self):
         return self.owner.current
