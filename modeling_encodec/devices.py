@@ -39,14 +39,6 @@ def move(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
         raise ValueError(f"device is '{device}': {' '.join(str(error).split())}") from None
 
 
-def process_device(device: str | None, number: int) -> str:
-    """Of process `number` of a machine: `device`, of which "cuda" is its own of the GPUs; for None that, or the CPU
-    where there are none."""
-    if device not in (None, "cuda") or not torch.cuda.is_available():
-        return device or "cpu"
-    return f"cuda:{number % torch.cuda.device_count()}"
-
-
 def devices_here() -> list[str]:
     """The names of all devices that can compute."""
     names = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]

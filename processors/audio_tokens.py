@@ -135,6 +135,14 @@ def code_dtype(config: EncodecConfig) -> str:
     return "uint16" if config.codebook_size <= 1 << 16 else "int32"
 
 
+def process_device(device: str | None, number: int) -> str:
+    """Of process `number` of a machine: `device`, of which "cuda" is its own of the GPUs; for None that, or the CPU
+    where there are none."""
+    if device not in (None, "cuda") or not torch.cuda.is_available():
+        return device or "cpu"
+    return f"cuda:{number % torch.cuda.device_count()}"
+
+
 def one_thread(device: str) -> AbstractContextManager:
     """PyTorch computes with one thread meanwhile, if on a CPU."""
     return thread_count(1) if device == "cpu" else nullcontext()

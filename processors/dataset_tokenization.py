@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 
 from modeling_encodec.batching_encodec import group_by_length
-from modeling_encodec.devices import process_device
 from modeling_encodec.inputs_encodec import plain_array, real_number, whole_number
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio import write_audio
@@ -30,6 +29,7 @@ from modeling_encodec.processors.audio_tokens import (
     Tokens,
     decode_tokens,
     encode_clips,
+    process_device,
     read_clip,
 )
 from modeling_encodec.processors.corpus.checksums import find_faults, read_manifest

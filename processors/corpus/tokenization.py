@@ -21,7 +21,6 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from modeling_encodec.devices import process_device
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio_ffmpeg import ffmpeg_version
 from modeling_encodec.processors.audio_tokens import (
@@ -30,6 +29,7 @@ from modeling_encodec.processors.audio_tokens import (
     encode_clips,
     join_pieces,
     one_thread,
+    process_device,
 )
 from modeling_encodec.processors.corpus.checksums import MISSING, description_hash, find_shard_faults
 from modeling_encodec.processors.corpus.loading import (
