@@ -36,7 +36,10 @@ def there(device, model):
     return copy.deepcopy(model).to("cuda")
 
 
-@pytest.fixture(params=["one row", "equal rows", "ragged rows", "padded on the left"])
+QUICK, SLOW = ["ragged rows", "padded on the left"], ["one row", "equal rows"]
+
+
+@pytest.fixture(params=[*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def batch(request, model):
     return batches(model)[request.param]
 
@@ -91,7 +94,7 @@ def test_on_the_second_device(model, second_device):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_half_precision_is_that_of_the_cpu(model, there, dtype):
     audio, mask = batches(model)["ragged rows"]
     here = copy.deepcopy(model).to(dtype)
@@ -118,7 +121,7 @@ def test_fast_and_exact_again(model, there):
     assert_same_codes(there.encode(audio, mask).audio_codes, exact.audio_codes)
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("mode", ["eval", pytest.param("train", marks=pytest.mark.slow)])
 def test_gradients_are_those_of_the_cpu(model, there, mode):
     audio, mask = batches(model)["ragged rows"]
     found = []

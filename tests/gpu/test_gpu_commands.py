@@ -16,7 +16,8 @@ from corpus_files import write_corpus
 from devices import REAL
 
 
-CUDA = pytest.mark.parametrize("where", ["cuda", "cuda:1"])
+CUDA = pytest.mark.parametrize("where", ["cuda", pytest.param("cuda:1", marks=pytest.mark.slow)])
+NAMES = pytest.mark.parametrize("name", ["24khz", pytest.param("48khz", marks=pytest.mark.slow)])
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def succeed(result) -> str:
 
 
 @CUDA
-@pytest.mark.parametrize("name", ["24khz", "48khz"])
+@NAMES
 def test_encode_and_decode(run, folder, tmp_path, name, where):
     audio, models = folder / f"{name}.wav", ("-m", folder / name, "--lm-model", folder / f"lm_{name}")
     for device in (where, "cpu"):
@@ -91,7 +92,7 @@ def assert_same_tokens(ours: dict, theirs: dict) -> None:
 
 
 @CUDA
-@pytest.mark.parametrize("name", ["24khz", "48khz"])
+@NAMES
 def test_tokenize(run, folder, corpus, tmp_path, name, where):
     bandwidth = 1.8
     for device in (where, "cpu"):
@@ -175,9 +176,18 @@ def test_three_processes_on_two_gpus_evaluate(folder, tmp_path):
     assert (tmp_path / "out" / "evaluation.json").exists()
 
 
-@pytest.mark.parametrize("command", ["encode", "decode", "evaluate", "tokenize", "verify"])
-@pytest.mark.parametrize(("name", "allowed"), [("cuda:7", "cpu, cuda:0"), ("quantum", "cpu, cuda:0"), ("meta", "cpu")])
-def test_absent_devices_in_one_line(run, folder, corpus, tmp_path, command, name, allowed):
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("encode", "cuda:7"),
+        ("encode", "quantum"),
+        ("decode", "meta"),
+        ("evaluate", "quantum"),
+        ("tokenize", "cuda:7"),
+        ("verify", "quantum"),
+    ],
+)
+def test_absent_devices_in_one_line(run, folder, corpus, tmp_path, command, name):
     coded = tmp_path / "a.ecdc"
     coded.write_bytes(b"none")
     arguments = {
@@ -194,4 +204,4 @@ def test_absent_devices_in_one_line(run, folder, corpus, tmp_path, command, name
         arguments["decode"][1] = tmp_path / "b.ecdc"
     code, _, err = run(*arguments[command], "--device", name)
     assert code == 2 and len(err) == 1, err
-    assert f"device is '{name}', allowed here: {allowed}" in err[0]
+    assert f"device is '{name}', allowed here: cpu, cuda:0" in err[0]

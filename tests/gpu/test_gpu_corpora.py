@@ -17,6 +17,7 @@ from modeling_encodec.processors.corpus.tokenization import _LongClip
 
 pytestmark = pytest.mark.usefixtures("device")
 BOTH = pytest.mark.parametrize("name", ["24khz", "48khz"])
+CHUNKS_SLOW = pytest.mark.parametrize("name", ["24khz", pytest.param("48khz", marks=pytest.mark.slow)])
 
 
 @pytest.fixture
@@ -49,8 +50,8 @@ def test_clips_to_tokens_and_back(model, clips):
         assert_near(mine, expected)
 
 
-@BOTH
-@pytest.mark.parametrize("where", ["cuda", None])
+@CHUNKS_SLOW
+@pytest.mark.parametrize("where", ["cuda", pytest.param(None, marks=pytest.mark.slow)])
 def test_data_sets(model, dataset, where):
     count = 2
     ours = CodecTokenizer(model, num_quantizers=count, device=where).map(dataset)
@@ -124,8 +125,10 @@ def test_long_clips_in_blocks(model, clips):
     assert_same_codes(long.tokens().codes, expected.codes)
 
 
-@BOTH
-@pytest.mark.parametrize("layout", ["frame", "codebook", "delay"])
+@CHUNKS_SLOW
+@pytest.mark.parametrize(
+    "layout", ["frame", *(pytest.param(layout, marks=pytest.mark.slow) for layout in ("codebook", "delay"))]
+)
 def test_processor(model, clips, layout):
     there, rate = copy.deepcopy(model).to("cuda"), model.config.sampling_rate
     given = [clip[0] if model.config.audio_channels == 1 else clip for clip in clips[:2]]

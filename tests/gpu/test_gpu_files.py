@@ -41,8 +41,11 @@ def audio(here):
     return clip(here[0], 1.4)
 
 
-@pytest.mark.parametrize("lm_where", [None, "cpu", "cuda"])
-@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize(
+    ("lm_where", "version"),
+    [(None, 1), ("cpu", 1), ("cuda", 1)]
+    + [pytest.param(where, 0, marks=pytest.mark.slow) for where in (None, "cpu", "cuda")],
+)
 def test_bytes_are_those_of_the_cpu(here, there, audio, lm_where, version):
     (model, lm), (moved, _) = here, there
     if lm_where is None:
@@ -80,7 +83,7 @@ def test_fingerprints(here, there):
     assert codebook_fingerprint(there[0]) == codebook_fingerprint(here[0])
 
 
-@pytest.mark.parametrize("conceal", ["silence", "repeat"])
+@pytest.mark.parametrize("conceal", ["repeat", pytest.param("silence", marks=pytest.mark.slow)])
 def test_damage(here, there, audio, conceal):
     data = bytearray(compress(here[0], audio, lm=here[1], segment_seconds=0.25))
     data[len(data) // 2] ^= 255
@@ -93,6 +96,7 @@ def test_damage(here, there, audio, conceal):
     assert_near(found[1][0], found[0][0])
 
 
+@pytest.mark.slow
 def test_blocks(here, there, audio):
     written = []
     for model, lm in (here, there):
@@ -102,6 +106,7 @@ def test_blocks(here, there, audio):
     assert REAL or written[0] == written[1]
 
 
+@pytest.mark.slow
 def test_the_live_link(here, there, audio):
     pcm = (audio.T.clamp(-1, 1) * 32767).numpy().astype("<i2").tobytes()
     sent = []
@@ -128,6 +133,7 @@ def test_metrics(here, there, audio):
         assert_near(metric(audio.to("cuda"), noisy.to("cuda")), metric(audio, noisy), 1e-3)
 
 
+@pytest.mark.slow
 def test_evaluated_systems(here, there, audio):
     kbps = here[0].config.target_bandwidths[0]
     ours, theirs = (Codec(model, kbps, lm).code(audio.numpy()) for model, lm in (there, here))

@@ -45,14 +45,14 @@ def test_step_by_step(lm, codes, where):
     assert_near(torch.cat(rows, 2), lm(codes).logits)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [True, pytest.param(False, marks=pytest.mark.slow)])
 @BOTH
 def test_gradients(lm, codes, where, checkpointing):
     found = []
     for one, given in ((lm, codes), (copy.deepcopy(lm).to("cuda"), codes.to(where))):
         one.train()
         if checkpointing:
-            one.gradient_checkpointing_enable()
+            one.activation_checkpointing_enable()
         one(given, given, position_offset=torch.tensor([1, 2, 3]), return_logits=False).loss.backward()
         found.append({name: parameter.grad for name, parameter in one.named_parameters()})
     for name, gradient in found[0].items():

@@ -89,7 +89,7 @@ def test_language_model(folder, options):
     assert torch.equal(lm.frequencies(previous)[0].cpu(), expected.frequencies(previous)[0])
 
 
-@pytest.fixture(params=["block", "call"])
+@pytest.fixture(params=["call", pytest.param("block", marks=pytest.mark.slow)])
 def default_device(request, device):
     """`torch.set_default_device("cuda")`, as some programs have it."""
     if request.param == "block":

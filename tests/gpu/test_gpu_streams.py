@@ -15,9 +15,9 @@ pytestmark = pytest.mark.usefixtures("device")
 NOT_YET = pytest.mark.xfail(reason="recorded on the current device, not on the model's", raises=RuntimeError)
 # Model, mode, graphs, device.
 KINDS = [
-    ("24khz", "exact", False, "cuda"),
+    pytest.param("24khz", "exact", False, "cuda", marks=pytest.mark.slow),
     ("24khz", "exact", True, "cuda"),
-    ("24khz", "low_latency", False, "cuda"),
+    pytest.param("24khz", "low_latency", False, "cuda", marks=pytest.mark.slow),
     ("24khz", "low_latency", True, "cuda"),
     pytest.param("24khz", "low_latency", True, "cuda:1", marks=NOT_YET),
     pytest.param("24khz", "exact", True, "cuda:1", marks=NOT_YET),
@@ -81,7 +81,12 @@ def test_rows_are_those_of_the_cpu(small_models, device, name, mode, graphs, whe
 
 @pytest.mark.parametrize(
     ("mode", "change"),
-    [("exact", "eval"), ("low_latency", "train and eval"), ("low_latency", "fast and back"), ("exact", "encode")],
+    [
+        ("low_latency", "eval"),
+        pytest.param("exact", "encode", marks=pytest.mark.slow),
+        ("low_latency", "fast and back"),
+        pytest.param("exact", "train and eval", marks=pytest.mark.slow),
+    ],
 )
 def test_recorded_graphs_outlive_what_changes_no_weights(small_models, mode, change):
     there = copy.deepcopy(small_models["24khz"]).to("cuda")

@@ -84,6 +84,10 @@ class DeviceTensor(torch.Tensor):
 class _Mode(TorchDispatchMode):
     """Sees what makes tensors on the device out of none, in one thread."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled, and being sure of it takes time at every operation
+
     def __init__(self, device: "PretendedDevice"):
         super().__init__()
         self.device = device
