@@ -23,6 +23,7 @@ from modeling_encodec.bitstream.original_lm import OriginalSteps
 from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.modeling_lm_encodec import NO_CODE, EncodecLM
+from modeling_encodec.precision_encodec import exact_float32
 from modeling_encodec.ties import first_apart, is_tie
 
 
@@ -79,6 +80,7 @@ def probe_clip(config: EncodecConfig) -> torch.Tensor:
 
 
 @torch.no_grad()
+@exact_float32()
 def compare_with_transformers(model: EncodecModel) -> Comparison:
     """`model` beside the networks of Transformers' EncodecModel of its configuration and weights.
 
@@ -93,13 +95,14 @@ def compare_with_transformers(model: EncodecModel) -> Comparison:
         "decoder": stock.EncodecDecoder(config),
         "quantizer": stock.EncodecResidualVectorQuantizer(config),
     }
-    peer = torch.nn.ModuleDict(parts).eval()
+    peer = torch.nn.ModuleDict(parts).eval().to(model.device)
     peer.load_state_dict(model.state_dict())
     name, quantizer = f"transformers {transformers.__version__}", peer["quantizer"]
     return _compare_codecs(name, model, peer["encoder"], quantizer.encode, quantizer.decode, peer["decoder"])
 
 
 @torch.no_grad()
+@exact_float32()
 def compare_with_original(model: EncodecModel, state: Mapping[str, torch.Tensor]) -> Comparison | None:
     """`model` beside the `encodec` package's networks with the weights `state` under its names; `None` where that
     package cannot be imported.
@@ -135,7 +138,7 @@ def compare_with_original(model: EncodecModel, state: Mapping[str, torch.Tensor]
             "decoder": modules.SEANetDecoder(**arguments, trim_right_ratio=config.trim_right_ratio),
             "quantizer": quantization.ResidualVectorQuantizer(**quantizer),
         }
-    peer = torch.nn.ModuleDict(parts).eval()
+    peer = torch.nn.ModuleDict(parts).eval().to(model.device)
     peer.load_state_dict(dict(state))
     search, decode = peer["quantizer"].vq.encode, peer["quantizer"].vq.decode
     return _compare_codecs("encodec package", model, peer["encoder"], search, decode, peer["decoder"])
@@ -144,7 +147,7 @@ def compare_with_original(model: EncodecModel, state: Mapping[str, torch.Tensor]
 def _compare_codecs(
     name: str, model: EncodecModel, encoder: Callable, search: Callable, embed: Callable, decoder: Callable
 ) -> Comparison:
-    audio = probe_clip(model.config)
+    audio = probe_clip(model.config).to(model.device)
     latents, their_latents = model.encoder(audio), encoder(audio)
     latent_error = _error(latents, their_latents)
     if not latent_error <= MOST_LATENT_ERROR:
@@ -192,6 +195,7 @@ def _frames_apart(model: EncodecModel, latents: torch.Tensor, ours: torch.Tensor
 
 
 @torch.no_grad()
+@exact_float32()
 def compare_with_original_steps(lm: EncodecLM) -> Comparison:
     """All frames at once beside the original's steps, frame by frame, in this package.
 
@@ -205,6 +209,7 @@ def compare_with_original_steps(lm: EncodecLM) -> Comparison:
 
 
 @torch.no_grad()
+@exact_float32()
 def compare_with_original_lm(lm: EncodecLM, state: Mapping[str, torch.Tensor]) -> Comparison | None:
     """`lm` beside the `encodec` package's `LMModel` with the weights `state` under its names; `None` where that
     package cannot be imported.
@@ -225,8 +230,8 @@ def compare_with_original_lm(lm: EncodecLM, state: Mapping[str, torch.Tensor]) -
         hidden_scale=config.intermediate_size / config.hidden_size,
         past_context=config.context_frames,
     ).eval()
-    peer.load_state_dict(dict(state))
-    codes = _probe_codes(config)
+    peer.to(lm.device).load_state_dict(dict(state))
+    codes = _probe_codes(config).to(lm.device)
     theirs, states, offset = [], None, 0
     for frame in _previous(codes).split(1, dim=2):
         probabilities, states, offset = peer(1 + frame, states, offset)
@@ -246,7 +251,7 @@ def _previous(codes: torch.Tensor) -> torch.Tensor:
 
 
 def _compare_probabilities(name: str, lm: EncodecLM, codes: torch.Tensor, theirs: torch.Tensor) -> Comparison:
-    error = (lm.eval()(codes).logits.softmax(-1) - theirs).abs().max().item()
+    error = (lm.eval()(codes).logits.softmax(-1) - theirs.to(lm.device)).abs().max().item()
     if not error <= MOST_PROBABILITY_ERROR:
         raise ValueError(
             f"probabilities differ from those of {name} by {error:.1e}, allowed: {MOST_PROBABILITY_ERROR:g}"

@@ -64,10 +64,7 @@ class Processes:
 
     def wait(self) -> None:
         """Wait for all of them to get here."""
-        if self.count > 1:
-            from accelerate.utils import wait_for_everyone
-
-            wait_for_everyone()
+        self.from_all(None)  # not by a barrier, which takes the GPU of each process's number, and there may be none
 
     def from_first(self, value: T) -> T:
         """The first one's `value`, on all of them."""
@@ -94,11 +91,11 @@ def join_processes() -> Processes:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(0, 1)
-    import torch
     from accelerate import PartialState
 
-    # A process that is done waits for the slowest, for as long as that takes.
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
+    # What they exchange lies on the CPU, and there may be more of them than GPUs, which NCCL does not take. A process
+    # that is done waits for the slowest, for as long as that takes.
+    state = PartialState(cpu=True, backend="gloo", timeout=timedelta(days=30))
     return Processes(state.process_index, state.num_processes)
 
 

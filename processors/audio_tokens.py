@@ -22,6 +22,7 @@ from modeling_encodec.batching_encodec import as_tensor, group_by_length, stack_
 from modeling_encodec.bitstream.compression import name_of
 from modeling_encodec.bitstream.fingerprints import codebook_fingerprint, stream_fingerprint
 from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.devices import find_device, move
 from modeling_encodec.inputs_encodec import array_is_finite, audio_array, check_rate
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.precision_encodec import SharedSetting, call_with_threads, exact_float32, thread_count
@@ -86,6 +87,8 @@ class PortableCodec:
         Raises:
             ValueError: if what lies under its name is no longer the same, or the device is none.
         """
+        if device != "cpu":
+            find_device(device)  # whatever is loaded: in a forked process no GPU is to be used
         if device not in self._loaded:
             loaded = _load(self._source, self.precision, device)
             if stream_fingerprint(loaded) != self.fingerprint:
@@ -133,10 +136,11 @@ def code_dtype(config: EncodecConfig) -> str:
 
 
 def process_device(device: str | None, number: int) -> str:
-    """Of process `number` of a machine: `device`, or its own of the GPUs, or the CPU where there are none."""
-    if device is not None:
-        return device
-    return f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    """Of process `number` of a machine: `device`, of which "cuda" is its own of the GPUs; for None that, or the CPU
+    where there are none."""
+    if device not in (None, "cuda") or not torch.cuda.is_available():
+        return device or "cpu"
+    return f"cuda:{number % torch.cuda.device_count()}"
 
 
 def one_thread(device: str) -> AbstractContextManager:
@@ -354,10 +358,7 @@ def _load(source: str | dict[str, bytes], precision: str, device: str) -> Encode
         model = EncodecModel.from_pretrained(source if isinstance(source, str) else folder)
     if isinstance(source, dict):
         model.config.name_or_path = ""  # not the folder's name, which is another each time
-    try:
-        model = model.eval().to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:  # an unknown or absent device
-        raise ValueError(f"device is {device!r}: {' '.join(str(error).split())}") from None
+    model = move(model.eval(), torch.device(device))
     model.precision = precision
     return model
 

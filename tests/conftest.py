@@ -55,6 +55,23 @@ def bundled_model() -> EncodecModel:
 
 
 @pytest.fixture
+def device():
+    """A GPU: the machine's, or where there is none the pretended one of tests/gpu."""
+    from devices import gpu_or_pretended
+
+    with gpu_or_pretended() as found:
+        yield found
+
+
+@pytest.fixture
+def second_device(device):
+    """The same, with a "cuda:1"."""
+    if device.count < 2:
+        pytest.skip("one GPU")
+    return device
+
+
+@pytest.fixture
 def run(capsys):
     """Run the command line: exit code, stdout and the lines of stderr."""
 

@@ -19,6 +19,7 @@ LAYERS = {
     "loading_encodec": -1,
     "processors.upstream_encodec": -1,
     "stop_signals": -1,
+    "devices": -1,
     "atomic": 0,
     "plots": 1,
     "run_folder": 1,

@@ -1,6 +1,5 @@
 """`evaluate MODEL DATA`, and under it `evaluate mushra …`: what a codec is worth, by metrics and by listeners."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -78,8 +77,6 @@ def metrics(
         say(line)
     chosen = {"most": most, "least_seconds": least_seconds, "most_seconds": most_seconds, "seed": seed}
     clips = select_clips(clips, **chosen)
-    if device == "cuda":  # each of several processes takes a device of its own
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     codec = load(str(bundled_checkpoint()) if model == "bundled" else model, device)
     codec.precision = precision
     language_model = lm and load(str(bundled_lm_checkpoint()) if lm == "bundled" else lm, LM_DEVICE, "EncodecLM")

@@ -23,24 +23,21 @@ NamedModel = Annotated[
 LMModel = Annotated[
     str | None, typer.Option("--lm-model", help="Language model: folder or Hub id (default: the bundled one).")
 ]
-Device = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1 ...")]
+Device = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1, mps ...")]
 Precision = Annotated[str, typer.Option("--precision", help="exact, or fast: in bfloat16 where the machine has it.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that exist.")]
 
 
 def load(name: str, device: str, kind: str = "EncodecModel"):
     """The model `name` of this class, ready to run on `device`."""
-    import torch
     import transformers
 
     import modeling_encodec
+    from modeling_encodec.devices import find_device, move
 
+    found = find_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     transformers.logging.disable_progress_bar()
-    model = getattr(modeling_encodec, kind).from_pretrained(name).eval()
-    try:
-        return model.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:  # an unknown or absent device, or one without room
-        raise ValueError(f"device is {device!r}: {one_line(error)}") from None
+    return move(getattr(modeling_encodec, kind).from_pretrained(name).eval(), found)
 
 
 def one_line(error: BaseException) -> str:
