@@ -10,6 +10,7 @@ The float model trains and tells bits. A range coder must not be fed with it: fl
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -81,9 +82,15 @@ class CodeEmbedding(nn.Embedding):
 class CodeHead(nn.Linear):
     """`nn.Linear` that can compute some of its outputs alone."""
 
-    def forward(self, hidden, *, rows: slice = slice(None)):
-        """(..., D) -> (..., outputs) of these `rows` of the weight."""
-        return nn.functional.linear(hidden, self.weight[rows], self.bias[rows])
+    def forward(self, hidden, *, rows: slice = slice(None), part: tuple[torch.Tensor, torch.Tensor] | None = None):
+        """(..., D) -> (..., outputs) of these `rows` of the weight, or of a `part`, weight and bias, of `parts`."""
+        return nn.functional.linear(hidden, *(part or (self.weight[rows], self.bias[rows])))
+
+    def parts(self, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Weight and bias of every `size` outputs. Their gradients are put together once; that of each slice would be
+        as large as the whole."""
+        weights, biases = (whole.unflatten(0, (-1, size)).unbind() for whole in (self.weight, self.bias))
+        return list(zip(weights, biases))
 
 
 class EncodecLMLayer(GradientCheckpointingLayer):
@@ -314,14 +321,19 @@ class EncodecLM(EncodecLMPreTrainedModel):
             return self.head(hidden, rows=rows)
         return self.head(hidden)[..., rows]  # what somebody put in its place
 
+    def _logits_by_codebook(self, hidden: torch.Tensor, count: int) -> Iterator[torch.Tensor]:
+        """Logits (B, F, codebook_size) of each of the first `count` codebooks, one after the other, for memory."""
+        size = self.config.codebook_size
+        if torch.is_grad_enabled() and isinstance(self.head, CodeHead):
+            yield from (self.head(hidden, part=part) for part in self.head.parts(size)[:count])
+        else:
+            yield from (self._head(hidden, slice(at * size, (at + 1) * size)) for at in range(count))
+
     def _bits(self, hidden, labels, logits) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean bits per code, of all labels and of each codebook's; codebook by codebook, for memory."""
-        size, sums, counts = self.config.codebook_size, [], []
-        for number, wanted in enumerate(labels.to(hidden.device).unbind(1)):
-            if logits is None:
-                row_logits = self._head(hidden, slice(number * size, (number + 1) * size))
-            else:
-                row_logits = logits[:, number]
+        """Mean bits per code, of all labels and of each codebook's."""
+        sums, counts = [], []
+        by_codebook = self._logits_by_codebook(hidden, labels.shape[1]) if logits is None else logits.unbind(1)
+        for row_logits, wanted in zip(by_codebook, labels.to(hidden.device).unbind(1)):
             nats = nn.functional.cross_entropy(
                 row_logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
             )

@@ -19,7 +19,7 @@ from modeling_encodec.training.configuration import TrainingConfig
 from modeling_encodec.training.corpora import Corpus, open_corpora
 from modeling_encodec.training.guards import Guard, find_warnings
 from modeling_encodec.training.mixing import TrainingAudio
-from modeling_encodec.training.optimization import Averages
+from modeling_encodec.training.optimization import Averages, to_device
 from modeling_encodec.training.run import TrainingRun, load_model, new_model
 from modeling_encodec.training.validation import decode_clips, read_clips, validate
 
@@ -98,7 +98,7 @@ class CodecTrainer(TrainingRun):
 
     def one_update(self, batch: dict) -> dict[str, float]:
         """One update by this process's share of its `batch`, whose "audio" is (B, channels, T); its losses by name."""
-        losses = self.checked(self.codec.run, "audio", batch["audio"].to(self.accelerator.device))
+        losses = self.checked(self.codec.run, "audio", to_device(batch["audio"], self.accelerator.device))
         self.averages.update()
         return losses
 
