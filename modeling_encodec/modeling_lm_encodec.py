@@ -215,7 +215,7 @@ class EncodecLM(EncodecLMPreTrainedModel):
             ValueError: for codes or labels that are none of this model's, or without the float form.
         """
         codes = self._check_codes("codes", codes, 0)
-        first = torch.full_like(codes[:, :, :1], NO_CODE)
+        first = _no_frame(codes)
         if cache is not None:
             last = getattr(cache, "last_codes", None)
             if not isinstance(last, torch.Tensor) or last.shape != codes.shape[:2]:
@@ -227,6 +227,17 @@ class EncodecLM(EncodecLMPreTrainedModel):
             labels = self._check_codes("labels", labels, IGNORED)
             if labels.shape != codes.shape:
                 raise ValueError(f"labels have shape {tuple(labels.shape)}, allowed: that of codes")
+        return self._forward(codes, labels, first, cache, position_offset, return_logits)
+
+    def training_bits(
+        self, codes: torch.Tensor, labels: torch.Tensor, position_offset: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The `loss` and `codebook_bits` of `forward`, of `codes` and `labels` (B, K, F) that are known to be this
+        model's, on its device, and positions (B,) of their first frames; a GPU is not waited for."""
+        output = self._forward(codes, labels, _no_frame(codes), None, position_offset, False)
+        return output.loss, output.codebook_bits
+
+    def _forward(self, codes, labels, first, cache, position_offset, return_logits) -> EncodecLMOutput:
         with exact_unless_training(self):
             hidden, cache = self._run(torch.cat([first, codes[:, :, :-1]], dim=2), cache, position_offset)
             cache.last_codes = codes[:, :, -1]
@@ -420,6 +431,11 @@ class EncodecLM(EncodecLMPreTrainedModel):
         if self.integer is None:
             raise ValueError("the language model is float alone, allowed: with integer form, by lm.quantize(codes)")
         return self.integer.frequencies(self._check_codes("previous", previous, NO_CODE), cache)
+
+
+def _no_frame(codes: torch.Tensor) -> torch.Tensor:
+    """What stands (B, K, 1) before the first frame of `codes` (B, K, F)."""
+    return torch.full_like(codes[:, :, :1], NO_CODE)
 
 
 def attention_mask(frames: int, past: int, reach: int, device) -> torch.Tensor | None:
