@@ -119,6 +119,7 @@ LAYERS = {
     "training.discriminator": 1,
     "training.balancer": 0,
     "training.in_memory": 6,
+    "training.packed_corpora": 6,
     "parts": 1,
     "training.guards": 0,
     "training.losses": 1,

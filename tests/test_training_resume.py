@@ -194,13 +194,15 @@ def test_the_time_limit_counts_what_saving_takes(config, monkeypatch):
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr(modeling_encodec.training.run, "time", clock)
     trainer = CodecTrainer(dataclasses.replace(config, updates_per_epoch=100_000, max_minutes=2.0))
-    for name, seconds in (("save", 40), ("one_update", 10)):
 
-        def slow(*given, work=getattr(trainer, name), seconds=seconds):
+    def slowed(work, seconds):
+        def slow(*given):
             clock.now += seconds
             return work(*given)
 
-        setattr(trainer, name, slow)
+        return slow
+
+    trainer.save, trainer.one_update = slowed(trainer.save, 40), slowed(trainer.one_update, 10)
     assert trainer.train() == "stopped"
     assert trainer.update == 5 and clock.now == 40 + 5 * 10 + 40
 
