@@ -2,11 +2,16 @@
 """Rows of a batch: their lengths checked on the way in, grouped for computing, their chunks stacked on the way out."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import torch
 
 from .inputs_encodec import audio_array, plain_array, scale_pcm, shown
+
+
+# What a sample of one of the widest layers takes while it is computed, with its copies, as measured by counting.
+BYTES_PER_SAMPLE = 20
 
 
 def group_by_length(lengths: list[int], most: int) -> list[list[int]]:
@@ -18,6 +23,44 @@ def group_by_length(lengths: list[int], most: int) -> list[list[int]]:
         else:
             groups.append([index])
     return groups
+
+
+def group_alike(lengths: list[int], most: int, longest: int) -> list[list[int]]:
+    """The same for an accelerator, which computes `longest` samples of a row at a time. A length that a quarter of
+    the rows have makes groups of its own: equal rows need no padding, nor masks. Rows of a group ascend in length."""
+    counts = Counter(lengths)
+    common = {length for length, count in counts.items() if count > 1 and 4 * count >= len(lengths)}
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i] in common and lengths[i], lengths[i], i))
+    groups, kind = [], None
+    for index in order:
+        kind, before = lengths[index] in common and lengths[index], kind
+        if groups and kind == before and (len(groups[-1]) + 1) * min(lengths[index], longest) <= most:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def accelerator_frames(config, device: torch.device, most: int) -> int:
+    """Frames of all rows computed together there: what takes as much memory as `most` frames of the 24 kHz model do,
+    and a quarter of the device's at most."""
+    samples = most * 320 * 32  # of the widest layers
+    if device.type == "cuda" and torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(device).total_memory
+        samples = min(samples, memory // 4 // BYTES_PER_SAMPLE)
+    return max(1, samples // (config.hop_length * config.num_filters))
+
+
+def padded(pieces: list[torch.Tensor], width: int | None = None) -> torch.Tensor:
+    """Pieces (1, C, T), of any T, as (N, C, `width`), by default the longest's, with zeros after each."""
+    lengths = [piece.shape[2] for piece in pieces]
+    width = max(lengths) if width is None else width
+    if min(lengths) == width:
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    nothing = pieces[0].new_zeros(1, pieces[0].shape[1], width - min(lengths))
+    # One after the other in time, in one copy.
+    joined = torch.cat([part for piece in pieces for part in (piece, nothing[..., : width - piece.shape[2]])], dim=2)
+    return joined.view(-1, len(pieces), width).transpose(0, 1)
 
 
 def compute_device(module: torch.nn.Module) -> torch.device:
@@ -92,11 +135,12 @@ def row_lengths(mask: torch.Tensor | None, shape: tuple) -> list[int]:
     kept, places = mask.sum(dim=1), torch.arange(samples, device=mask.device)
     on_the_right = (mask == (places < kept[:, None])).all(dim=1)
     on_the_left = (mask == (places >= samples - kept[:, None])).all(dim=1)
-    if not (on_the_right | on_the_left).all():
+    kept, on_the_right, on_the_left = torch.stack([kept, on_the_right, on_the_left]).tolist()  # one wait for a device
+    if not all(right or left for right, left in zip(on_the_right, on_the_left)):
         raise ValueError("padding_mask has 0 between 1s or 1 between 0s, allowed: padding on the right or on the left")
-    if (kept == 0).any():
-        raise ValueError(f"padding_mask leaves no sample in row {int(kept.argmin())}, allowed: at least one")
-    return torch.where(on_the_right, kept, samples).tolist()
+    if 0 in kept:
+        raise ValueError(f"padding_mask leaves no sample in row {kept.index(0)}, allowed: at least one")
+    return [count if right else samples for count, right in zip(kept, on_the_right)]
 
 
 def silence_left_padding(audio: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -125,12 +169,14 @@ def _mask_of_rows(mask: torch.Tensor, shape: tuple) -> torch.Tensor:
 
 def stack_chunks(pieces: list[torch.Tensor], shape: list[int]) -> torch.Tensor:
     """Pieces (1, K, F) of rows with `shape` chunks each, row by row, as (N, B, K, F), zero where there is nothing."""
-    width = max(piece.shape[-1] for piece in pieces)
-    stacked = pieces[0].new_zeros(max(shape), len(shape), pieces[0].shape[1], width)
-    places = [(chunk, row) for row, chunks in enumerate(shape) for chunk in range(chunks)]
-    for (chunk, row), piece in zip(places, pieces):
-        stacked[chunk, row, :, : piece.shape[-1]] = piece[0]
-    return stacked
+    width, firsts = max(piece.shape[2] for piece in pieces), [*itertools.accumulate(shape, initial=0)]
+    nothing = pieces[0][..., :0]
+    ordered = [
+        pieces[first + chunk] if chunk < chunks else nothing
+        for chunk in range(max(shape))
+        for first, chunks in zip(firsts, shape)
+    ]
+    return padded(ordered, width).unflatten(0, (max(shape), len(shape))).contiguous()
 
 
 def stack_scales(scales: list[torch.Tensor], shape: list[int]) -> list[torch.Tensor]:

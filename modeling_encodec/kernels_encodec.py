@@ -48,8 +48,10 @@ def lstm_steps(x: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor]) -
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int) -> Tensor:
     """`F.conv2d` of (B, C, 1, T) along time."""
-    if len(weight) <= 2 and stride == dilation == 1 and x.device.type == "cpu" and not torch.is_grad_enabled():
-        return _sum_taps(x, weight, bias)
+    if len(weight) <= 2 and not torch.is_grad_enabled():
+        x, weight, bias = x.float(), weight.float(), bias.float()  # in half precision audio is heard to be rounded
+        if stride == dilation == 1 and x.device.type == "cpu":
+            return _sum_taps(x, weight, bias)
     small = x.numel() <= SMALL_INPUT and not torch.is_grad_enabled()
     if dilation == 1 and (x.shape[1] == 1 or weight.numel() > LARGE_WEIGHT or small):
         # One input channel leaves the layout ambiguous and `conv2d` slow, and so do weights that overflow a cache.
@@ -60,9 +62,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int
 
 
 def _sum_taps(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A convolution with hardly any output channels, in float32: all taps' products at once, then each added in its
-    place."""
-    x, weight, bias = x.float(), weight.float(), bias.float()
+    """A convolution with hardly any output channels: all taps' products at once, then each added in its place."""
     taps, frames = weight.shape[3], x.shape[3] - weight.shape[3] + 1
     products = torch.matmul(
         weight.permute(3, 0, 1, 2).flatten(2), x.permute(2, 0, 1, 3)[0, :, None]
@@ -147,6 +147,8 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x, lengths=None):
         """(B, C, T), rows of `lengths` (B,) samples or all T -> the same."""
         if lengths is None:
+            if x.device.type != "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                return self._channels_last(x)
             weight, bias = self.weight, self.bias
             if not torch.is_grad_enabled():  # a half-precision signal meets float32 parameters
                 weight, bias = weight.to(x.dtype), bias.to(x.dtype)
@@ -159,6 +161,13 @@ class GroupNorm(nn.GroupNorm):
         variance = ((wide - mean).square() * inside).sum((1, 2, 3), keepdim=True) / count
         scale = torch.rsqrt(variance + self.eps) * self.weight.view(1, -1, 1, 1)
         return ((wide - mean) * scale + self.bias.view(1, -1, 1, 1)).to(x.dtype).squeeze(2)
+
+    def _channels_last(self, x):
+        """On an accelerator PyTorch's own would bring the signal into channels-first memory and back."""
+        variance, mean = torch.var_mean(x.float(), (1, 2), correction=0, keepdim=True)
+        scale = torch.rsqrt(variance + self.eps) * self.weight.float().view(1, -1, 1)
+        shift = self.bias.float().view(1, -1, 1) - mean * scale
+        return torch.addcmul(shift, x, scale).to(x.dtype)
 
 
 class _Convolution(nn.Module):
@@ -190,6 +199,8 @@ class _Convolution(nn.Module):
 
     def _fold(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         weight, bias = (tensor.detach().to(dtype) for tensor in self.arrange())
+        if bias.device.type != "cpu":  # kept for one call alone, or together with what they are made of
+            return weight.contiguous(memory_format=torch.channels_last), bias
         # Copied, for with a single input channel `contiguous` would leave strides that read as channels-first.
         return torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight), bias.clone()
 

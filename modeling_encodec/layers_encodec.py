@@ -22,7 +22,7 @@ from torch.nn.modules import module as nn_module
 from torch.nn.utils.parametrizations import weight_norm
 
 from .configuration_encodec import EncodecConfig
-from .kernels_encodec import ELU, Conv1d, ConvTranspose1d, GroupNorm, join, lstm, lstm_steps, operator, valid
+from .kernels_encodec import ELU, Conv1d, ConvTranspose1d, GroupNorm, join, lstm, lstm_steps, operator
 from .weight_cache_encodec import WeightCache
 
 
@@ -183,12 +183,13 @@ class EncodecConvTranspose1d(NormedConvolution):
 
     def advance(self, x, state, end, lengths):
         """(B, C, 1, T) and the frame before -> (B, C', 1, T * stride) and the last frame."""
-        if lengths is not None:
-            x = x * valid(x, lengths)
         # Block T, made of x[T-1] alone, is needed when something of it is kept, or to be in GroupNorm's statistics.
         tail = end and (self.left > 0 or hasattr(self, "norm"))
         before = x.new_zeros(*x.shape[:3], 1) if state is None else state
         buffer = join(before, x, *([x.new_zeros(*x.shape[:3], 1)] if tail else []))
+        if tail and lengths is not None:  # that row's own last block is made of nothing else
+            nothing = x.new_zeros(*x.shape[:3], 1)
+            buffer.scatter_(3, (1 + lengths).view(-1, 1, 1, 1).expand_as(nothing), nothing)
         y = self._middle(buffer.squeeze(2))
         if y.shape[2] == 0:
             return y.unsqueeze(2), before
@@ -328,11 +329,13 @@ class EncodecResnetBlock(Layer):
         """(B, C, 1, T) -> the same; the skip waits in the buffer of the first convolution for its frames."""
         (before, narrow, between, widen), step = self.block, Step(lengths=lengths)
         buffer = narrow.extend(x, state, end, lengths)
-        hidden = narrow(before(buffer.squeeze(2)), step=step, extended=True)
+        # One with hardly any channels comes in float32 (`kernels_encodec`).
+        hidden = narrow(before(buffer.squeeze(2)), step=step, extended=True).to(buffer.dtype)
         rest = None if end else narrow.rest(buffer, hidden.unsqueeze(2), state is None)
         skip = buffer[..., narrow.left : narrow.left + hidden.shape[2]].squeeze(2)
         own = isinstance(self.shortcut, EncodecConv1d)
         skip = self.shortcut(skip, step=step, extended=True) if own else self.shortcut(skip)
+        del buffer  # the largest there is, while the sum is made
         y = widen(between(hidden), step=step, extended=True)
         if is_watched(widen) or is_watched(widen.conv):  # who looks at the convolution's output must not see the sum
             return (y + skip).unsqueeze(2), rest
@@ -360,8 +363,12 @@ def is_watched(module: nn.Module) -> bool:
 
 def _lstm_forward(module: nn.LSTM, cache: WeightCache, x: Tensor, hx: tuple[Tensor, Tensor] | None = None):
     """`nn.LSTM.forward` of `module`, faster for few frames, and for sequences in another dtype than the weights'."""
+    if hx is None:
+        return nn.LSTM.forward(module, x, hx)
+    if x.device.type == "cuda":
+        return _lstm_on_cuda(module, cache, x, hx)
     few = x.dim() == 3 and len(x) <= FEW_FRAMES and x.device.type == "cpu"
-    if hx is None or torch.is_grad_enabled() or not (few or x.dtype != module.weight_ih_l0.dtype):
+    if torch.is_grad_enabled() or not (few or x.dtype != module.weight_ih_l0.dtype):
         return nn.LSTM.forward(module, x, hx)
     parameters = list(module._parameters.values())
     if few:
@@ -371,6 +378,42 @@ def _lstm_forward(module: nn.LSTM, cache: WeightCache, x: Tensor, hx: tuple[Tens
         weights = cache.get(x.dtype, parameters, lambda: [part.detach().to(x.dtype) for part in parameters])
         y, *state = lstm(x, *hx, weights)
     return y, tuple(state)
+
+
+def _lstm_on_cuda(module: nn.LSTM, cache: WeightCache, x: Tensor, hx: tuple[Tensor, Tensor]):
+    """The same by cuDNN, in float32 where bfloat16 is asked for: autocast would make it float16 whatever was asked
+    for, older versions go step by step, and a sequence is bound by its length, not by its arithmetic."""
+    dtype, parameters = x.dtype, [getattr(module, name) for name in module._flat_weights_names]
+    inner = torch.float32 if dtype == torch.bfloat16 or torch.is_autocast_enabled("cuda") else dtype
+    x, hx = x.to(inner), tuple(part.to(inner) for part in hx)
+    with torch.autocast("cuda", enabled=False):
+        if parameters[0].dtype == inner:
+            weights = parameters
+            _flatten(module, parameters)
+        elif torch.is_grad_enabled():
+            weights = [part.to(inner) for part in parameters]
+        else:
+            weights = cache.get(inner, parameters, lambda: _in_one_piece(module, parameters, inner))
+        y, *state = lstm(x, *hx, weights)
+    return y.to(dtype), tuple(part.to(dtype) for part in state)
+
+
+def _flatten(module: nn.LSTM, parameters: list[Tensor]) -> None:
+    """Loading puts each weight where it likes, and cuDNN would copy them into one piece at each call. Those that are
+    parts of something larger are that piece already, or somebody else's (FSDP's)."""
+    places = [part.data_ptr() for part in parameters]
+    if module.__dict__.get("flat_at") != places and all(part.storage_offset() == 0 for part in parameters):
+        module.flatten_parameters()
+        module.flat_at = [part.data_ptr() for part in parameters]
+
+
+def _in_one_piece(module: nn.LSTM, parameters: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The weights in `dtype`, where cuDNN wants them."""
+    weights = [part.detach().to(dtype) for part in parameters]
+    if torch.backends.cudnn.is_available():
+        sizes = module.input_size, torch.backends.cudnn.rnn.get_cudnn_mode("LSTM"), module.hidden_size
+        torch._cudnn_rnn_flatten_weight(weights, 4, *sizes, 0, module.num_layers, False, False)
+    return weights
 
 
 def _side_by_side(parameters: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -396,17 +439,37 @@ def _pad(x: torch.Tensor, left: int, right: int, mode: str) -> torch.Tensor:
     return join(x[..., 1 : left + 1].flip(3), x, x[..., length - 1 - right : length - 1].flip(3))
 
 
-def _pad_rows(x: torch.Tensor, lengths: torch.Tensor, left: int, right: int, stride: int, mode: str) -> torch.Tensor:
-    """`_pad` for rows of different `lengths`: each as if alone, with the extra samples that fill its last window."""
-    length = x.shape[3]
-    ends = lengths[:, None]
-    source = torch.arange(-left, length + right + -length % stride, device=x.device).expand(lengths.shape[0], -1)
+def _pad_rows(x: Tensor, lengths: Tensor, left: int, right: int, stride: int, mode: str) -> Tensor:
+    """`_pad` for rows of different `lengths`: each as if alone, with the extra samples that fill its last window. Only
+    what that window takes after a row's end is written there; whatever comes later is cut off in the end."""
+    length, ends = x.shape[3], lengths[:, None]
+    spare = right + stride - 1
+    if left == spare == 0:
+        return x
+    if spare == 0:
+        return join(_before_rows(x, ends, left, mode), x)
+    buffer = join(_before_rows(x, ends, left, mode), x, x.new_zeros(*x.shape[:3], spare))
+    places = ends + torch.arange(spare, device=x.device)
+    source = places
     if mode == "reflect":
-        # Mirrored at both ends; the right mirror of a row too short for that stands where appended zeros would end.
+        # The mirror of a row too short for that stands where appended zeros would end.
         mirror = torch.maximum(ends - 1, (right + -ends % stride).clamp(min=left))
-        source = mirror - (mirror - source.abs()).abs()
+        source = mirror - (mirror - places).abs()
     elif mode == "replicate":
-        source = torch.minimum(source.clamp(min=0), ends - 1)
-    outside = (source < 0) | (source >= ends)
+        source = (ends - 1).expand_as(places)
+    inside = ((source >= 0) & (source < ends))[:, None, None]
     index = source.clamp(0, length - 1)[:, None, None].expand(-1, x.shape[1], -1, -1)
-    return x.gather(3, index).masked_fill(outside[:, None, None], 0).contiguous(memory_format=torch.channels_last)
+    values = torch.where(inside, x.gather(3, index), 0)
+    buffer.scatter_(3, (left + places)[:, None, None].expand_as(values), values)
+    return buffer[..., : left + length + right + -length % stride]
+
+
+def _before_rows(x: Tensor, ends: Tensor, left: int, mode: str) -> Tensor:
+    """The `left` samples (B, C, 1, left) of padding before rows that end at `ends` (B, 1), zeros from there on."""
+    if mode == "replicate":
+        return x[..., :1].expand(-1, -1, -1, left)
+    if mode == "constant":
+        return x.new_zeros(*x.shape[:3], left)
+    places = torch.arange(left, 0, -1, device=x.device)
+    near = x.index_select(3, places.clamp(max=x.shape[3] - 1))
+    return torch.where((places < ends)[:, None, None], near, 0)

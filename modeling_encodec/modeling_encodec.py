@@ -11,7 +11,7 @@ differ from those of the row alone where two codebook entries are equally near w
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -20,11 +20,13 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
 from .batching_encodec import (
+    accelerator_frames,
     as_audio,
     as_codes,
     as_tensor,
     compute_device,
-    group_by_length,
+    group_alike,
+    padded,
     refuse_tracing,
     row_lengths,
     silence_left_padding,
@@ -32,6 +34,7 @@ from .batching_encodec import (
     stack_scales,
     whole_numbers,
 )
+from .chunks_encodec import join_chunks
 from .configuration_encodec import EncodecConfig
 from .inputs_encodec import are_finite, match_number, shown, whole_number
 from .loading_encodec import WholeCheckpoints
@@ -43,7 +46,7 @@ from .seanet_encodec import EncodecDecoder, EncodecEncoder, block_frames
 from .weight_cache_encodec import unchanged_weights
 
 
-# Frames of all rows that an accelerator computes together.
+# Frames of all rows of the 24 kHz model that an accelerator computes together.
 ACCELERATOR_BATCH_FRAMES = 65536
 
 
@@ -145,33 +148,43 @@ class EncodecModel(EncodecPreTrainedModel):
         spans = [list(self.config.chunk_spans(length)) for length in lengths]
         with torch.set_grad_enabled(torch.is_grad_enabled() and return_latents), exact_float32():
             pieces = [audio[r : r + 1, :, slice(*span)] for r, row in enumerate(spans) for span in row]
-            codes, scales, latents = self.encode_pieces(pieces, quantizers)
+            codes, scales, latents = self._encode_pieces(pieces, quantizers)
         shape = [len(row) for row in spans]
         longest = lengths.index(max(lengths))
         frames = [[self.config.num_frames(stop - start) for start, stop in row] for row in spans]
+        counts = torch.tensor([[sum(row) for row in frames], lengths], dtype=torch.int64, device=audio.device)
         output = EncodecEncoderOutput(
             audio_codes=stack_chunks(codes, shape),
             audio_scales=stack_scales(scales, shape) if self.config.normalize else [None] * max(shape),
             last_frame_pad_length=frames[longest][0] - frames[longest][-1],
-            codes_lengths=torch.tensor([sum(row) for row in frames], dtype=torch.int64, device=audio.device),
-            audio_lengths=torch.tensor(lengths, dtype=torch.int64, device=audio.device),
+            codes_lengths=counts[0],
+            audio_lengths=counts[1],
             latents=stack_chunks(latents, shape) if return_latents else None,
         )
         if not self._wants_dict(return_dict):
             return output.audio_codes, output.audio_scales, output.last_frame_pad_length
         return output
 
-    def encode_pieces(self, pieces: list[torch.Tensor], num_quantizers: int) -> tuple[list, list, list]:
-        """Codes (1, K, F), K `num_quantizers`, scales (1, 1), if the model normalises, and latents (1, D, F) of
-        `pieces` of audio (1, channels, T) known to be right: whole signals, or chunks."""
-        pieces, scales = self._normalise(pieces)
-        with unchanged_weights():
-            latents = self._run(self.encoder, pieces)
-            codes = []
-            for piece, latent in zip(pieces, latents):
-                blocks = self.encoder.block_outputs(piece, False, latent.shape[2])
-                codes.append(self.quantize(latent, num_quantizers, blocks))
-        return codes, scales, latents
+    def encode_pieces(self, pieces: list[torch.Tensor], num_quantizers: int) -> tuple[list, list]:
+        """Codes (1, K, F), K `num_quantizers`, and scales (1, 1), if the model normalises, of `pieces` of audio
+        (1, channels, T) known to be right: whole signals, or chunks."""
+        return self._encode_pieces(pieces, num_quantizers)[:2]
+
+    def _encode_pieces(self, pieces: list[torch.Tensor], num_quantizers: int) -> tuple[list, list, list]:
+        """The same, and latents (1, D, F)."""
+        codes, scales, latents = {}, {}, {}
+
+        def compute(group: list[int], x: torch.Tensor, lengths: list[int]) -> None:
+            x, scale = self._normalise(x, lengths)
+            y = self._run(self.encoder, x, lengths)
+            coded = self.quantize(y, num_quantizers, self.encoder.block_outputs(x, False, y.shape[2]))
+            for row, (index, frames) in enumerate(zip(group, self.encoder.row_outputs(y, lengths))):
+                codes[index], latents[index] = (part[row : row + 1, :, :frames] for part in (coded, y))
+                if scale is not None:
+                    scales[index] = scale[row : row + 1]
+
+        self._by_groups(self.encoder, pieces, compute)
+        return tuple([found[index] for index in sorted(found)] for found in (codes, scales, latents))
 
     def quantize(self, latents: torch.Tensor, num_quantizers: int, blocks: list[int] | None = None) -> torch.Tensor:
         """Codes (B, K, F), K `num_quantizers`, of the encoder's `latents` (B, D, F); searched for in `blocks` of so
@@ -211,13 +224,16 @@ class EncodecModel(EncodecPreTrainedModel):
             raise ValueError("input_values hold NaN or infinity, allowed: finite samples")
         return audio.to(self.device)
 
-    def _normalise(self, pieces: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Divide each (1, channels, T) piece by the root mean square of its mono mix (paper section 3.1)."""
+    def _normalise(self, x: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Divide each row of `x` (B, channels, T), zero after its own end, by the root mean square of its mono mix
+        (paper section 3.1): the rows, and what they were divided by, (B, 1)."""
         if not self.config.normalize:
-            return pieces, []
-        pieces = [piece.float() for piece in pieces]
-        scales = [1e-8 + piece.mean(1, keepdim=True).square().mean(2, keepdim=True).sqrt() for piece in pieces]
-        return [piece / scale for piece, scale in zip(pieces, scales)], [scale.view(1, 1) for scale in scales]
+            return x, None
+        x, count = x.float(), lengths[0]
+        if lengths[0] != lengths[-1]:
+            count = torch.tensor(lengths, dtype=torch.float32, device=x.device).view(-1, 1, 1)
+        scale = 1e-8 + (x.mean(1, keepdim=True).square().sum(2, keepdim=True) / count).sqrt()
+        return x / scale, scale[:, 0]
 
     # ---- codes to audio ------------------------------------------------------------------------------------------
 
@@ -267,18 +283,11 @@ class EncodecModel(EncodecPreTrainedModel):
             pieces = [(n, r) for r in range(codes.shape[1]) for n in range(len(codes)) if frames[n][r] > 0]
             factors = None if scales is None else [scales[n][r] for n, r in pieces]
             decoded = self.decode_pieces([codes[n, r : r + 1, :, : frames[n][r]] for n, r in pieces], factors)
-            rows = [[] for _ in range(codes.shape[1])]
-            for (_, r), audio in zip(pieces, decoded):
-                rows[r].append(audio)
-            rows = [self._overlap_add(row).to(self.dtype) for row in rows]
+            rows = [row.to(self.dtype) for row in join_chunks(self.config, decoded, pieces, codes.shape[1])]
         if lengths is not None:
             rows = [row[..., :length] for row, length in zip(rows, lengths)]
         lengths = [row.shape[2] for row in rows]
-        width = max(lengths) if width is None else width
-        if len(rows) == 1 and lengths[0] == width:
-            audio_values = rows[0]  # not copied: it may be hours
-        else:
-            audio_values = torch.cat([nn.functional.pad(row, (0, width - row.shape[2])) for row in rows])
+        audio_values = padded(rows, width)  # one row alone is not copied: it may be hours
         if not self._wants_dict(return_dict):
             return (audio_values,)
         lengths = torch.tensor(lengths, dtype=torch.int64, device=audio_values.device)
@@ -290,8 +299,17 @@ class EncodecModel(EncodecPreTrainedModel):
 
     def decode_pieces(self, pieces: list[torch.Tensor], scales: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
         """Audio (1, channels, T) of `pieces` (1, K, F) of right codes, whole signals or chunks, and their `scales`."""
-        decoded = self._run(self.decoder, [self.embed_checked(piece) for piece in pieces])
-        return decoded if scales is None else [audio.float() * scale for audio, scale in zip(decoded, scales)]
+        decoded = [None] * len(pieces)
+
+        def compute(group: list[int], codes: torch.Tensor, lengths: list[int]) -> None:
+            y = self._run(self.decoder, self.embed_checked(codes), lengths)
+            if scales is not None:
+                y = y.float() * torch.stack([scales[index] for index in group]).view(-1, 1, 1)
+            for row, (index, samples) in enumerate(zip(group, self.decoder.row_outputs(y, lengths))):
+                decoded[index] = y[row : row + 1, :, :samples]
+
+        self._by_groups(self.decoder, pieces, compute)
+        return decoded
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Sum of the codebook vectors of `codes` (..., K, F) as (..., D, F) float32: what the decoder decodes. Codes
@@ -324,7 +342,7 @@ class EncodecModel(EncodecPreTrainedModel):
             most = self.config.num_quantizers
             raise ValueError(f"codes have shape {tuple(codes.shape)}, allowed: no 0, and at most {most} codebooks")
         codes = as_codes("audio_codes", codes)
-        low, high = codes.min().item(), codes.max().item()
+        low, high = torch.stack(torch.aminmax(codes)).tolist()
         if low < 0 or high >= self.config.codebook_size:
             raise ValueError(f"audio_codes range from {low} to {high}, allowed: 0 to {self.config.codebook_size - 1}")
         return codes
@@ -338,9 +356,10 @@ class EncodecModel(EncodecPreTrainedModel):
         if len(scales) != chunks or any(scale is None or scale.numel() != batch for scale in scales):
             given = [None if scale is None else tuple(scale.shape) for scale in scales]
             raise ValueError(f"audio_scales are {given}, allowed: {chunks} of shape ({batch}, 1), one a chunk")
-        if not all(torch.isfinite(scale).all() for scale in scales):
+        scales = torch.stack([scale.reshape(batch) for scale in scales])
+        if not torch.isfinite(scales).all():
             raise ValueError("audio_scales hold NaN or infinity, allowed: finite scales")
-        return [scale.reshape(batch).to(self.device) for scale in scales]
+        return list(scales.to(self.device))
 
     def _valid_frames(self, codes, lengths, lengths_are_exact, codes_lengths, last_frame_pad) -> list[list[int]]:
         """Frames of chunk n, row r that are audio, as [n][r]."""
@@ -364,25 +383,6 @@ class EncodecModel(EncodecPreTrainedModel):
         last_frame_pad = 0 if last_frame_pad is None else last_frame_pad
         last = width - whole_number("last_frame_pad_length", last_frame_pad, 0, width - 1)
         return [[width] * batch] * (chunks - 1) + [[last] * batch]
-
-    def _overlap_add(self, chunks: list[torch.Tensor]) -> torch.Tensor:
-        """Join a row's chunks: each faded by a triangle over its length, divided by the sum of the triangles.
-
-        In float32: in half precision the triangle's foot is zero, and so would be its sum.
-        """
-        if self.config.chunk_length is None:
-            return chunks[0]
-        stride, first = self.config.chunk_stride, chunks[0]
-        triangle = overlap_triangle(first.shape[2], first.device)
-        # Rounded up to whole frames, the chunk before the last may end after it.
-        total = max(index * stride + chunk.shape[2] for index, chunk in enumerate(chunks))
-        audio = first.new_zeros(*first.shape[:2], total, dtype=torch.float32)
-        weight = audio.new_zeros(total)
-        for index, chunk in enumerate(chunks):
-            span = slice(index * stride, index * stride + chunk.shape[2])
-            audio[..., span] += triangle[: chunk.shape[2]] * chunk
-            weight[span] += triangle[: chunk.shape[2]]
-        return audio / weight
 
     # ---- both ----------------------------------------------------------------------------------------------------
 
@@ -461,34 +461,29 @@ class EncodecModel(EncodecPreTrainedModel):
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return self.config.return_dict if return_dict is None else return_dict
 
-    def _run(self, net: EncodecEncoder | EncodecDecoder, pieces: list[torch.Tensor]) -> list[torch.Tensor]:
-        """`net` on each (1, C, T) piece, as if alone."""
-        options = {} if torch.is_grad_enabled() or self.compute_dtype == self.dtype else {"dtype": self.compute_dtype}
+    def _run(self, net: EncodecEncoder | EncodecDecoder, x: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        """`net` on rows (B, C, T) of these `lengths`, each as if alone."""
+        fast = not torch.is_grad_enabled() and self.compute_dtype != self.dtype
+        return net.rows(x, lengths, self.compute_dtype if fast else None)
+
+    def _by_groups(self, net: nn.Module, pieces: list[torch.Tensor], compute: Callable) -> None:
+        """`compute(indices, padded pieces, their lengths)` for the groups of `pieces` that `net` computes together."""
+        lengths = [piece.shape[2] for piece in pieces]
+        groups = [[index] for index in range(len(pieces))]
+        if self.computes_rows_together and net.foreign() is None:
+            most = accelerator_frames(self.config, self.device, ACCELERATOR_BATCH_FRAMES)
+            groups = group_alike(lengths, most * net.hop, min(most, block_frames(self.device)) * net.hop)
         with unchanged_weights():
-            if not self.computes_rows_together or net.foreign() is not None:
-                return [net(piece, **options) for piece in pieces]
-            outputs = [None] * len(pieces)
-            for group in group_by_length([piece.shape[2] for piece in pieces], ACCELERATOR_BATCH_FRAMES * net.hop):
-                batch = [pieces[index] for index in group]
-                for index, output in zip(group, _run_ragged(net, batch, options)):
-                    outputs[index] = output
-        return outputs
-
-
-def overlap_triangle(length: int, device: torch.device) -> torch.Tensor:
-    """What a chunk of `length` samples is faded by: nearly 0 at its ends, 0.5 in the middle, float32."""
-    time = torch.linspace(0, 1, length + 2, dtype=torch.float32, device=device)[1:-1]
-    return 0.5 - (time - 0.5).abs()
-
-
-def _run_ragged(net: nn.Module, pieces: list[torch.Tensor], options: dict) -> list[torch.Tensor]:
-    """`net` on several pieces of different lengths in one batch."""
-    counts = [piece.shape[2] for piece in pieces]
-    batch = torch.cat([nn.functional.pad(piece, (0, max(counts) - piece.shape[2])) for piece in pieces])
-    if min(counts) == max(counts):
-        return list(net(batch, **options).split(1))
-    output = net(batch, torch.tensor(counts, dtype=torch.int64, device=batch.device), **options)
-    return [row[None, :, : net.output_lengths(count)] for row, count in zip(output, counts)]
+            while groups:
+                group, too_large = groups.pop(0), False
+                try:
+                    compute(group, padded([pieces[index] for index in group]), [lengths[index] for index in group])
+                except torch.OutOfMemoryError:
+                    if len(group) == 1:
+                        raise
+                    too_large = True
+                if too_large:  # others use the device too; what was computed is let go of by now
+                    groups[:0] = [group[: len(group) // 2], group[len(group) // 2 :]]
 
 
 # What `save_pretrained` writes carries this code along, for `trust_remote_code` on a machine without this package.

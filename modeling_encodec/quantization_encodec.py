@@ -172,9 +172,10 @@ class EncodecResidualVectorQuantizer(nn.Module):
         batch, _, frames = embeddings.shape
         residual = embeddings.to(self.device, torch.float32).transpose(1, 2).flatten(0, 1)  # (B * F, D)
         codes = []
-        for layer in self.layers[:count]:
-            codes.append(layer.codebook.quantize(residual))
-            residual = residual - layer.codebook.decode(codes[-1])
+        for stage in range(count):
+            if stage > 0:
+                residual = residual - self.layers[stage - 1].codebook.decode(codes[-1])
+            codes.append(self.layers[stage].codebook.quantize(residual))
         return torch.stack(codes).view(count, batch, frames)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
@@ -340,8 +341,11 @@ def kmeans(
 
 
 def _search_form(embed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """|e|^2 (..., size) and -2 e, side by side (..., D, size), of the vectors `embed` (..., size, D)."""
-    return embed.square().sum(-1), (-2 * embed).mT.contiguous()
+    """|e|^2 (..., size) and e (..., D, size) of the vectors `embed` (..., size, D); on a CPU times -2, in the order it
+    is read."""
+    if embed.device.type == "cpu":
+        return embed.square().sum(-1), (-2 * embed).mT.contiguous()
+    return torch.einsum("...d,...d->...", embed, embed), embed.mT
 
 
 def _nearest(vectors: torch.Tensor, squares: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
@@ -351,7 +355,7 @@ def _nearest(vectors: torch.Tensor, squares: torch.Tensor, directions: torch.Ten
     rounding. Equal distances give the lower index.
     """
     with torch.autocast(vectors.device.type, enabled=False):
-        distances = torch.addmm(squares, vectors, directions)
+        distances = torch.addmm(squares, vectors, directions, alpha=1 if vectors.device.type == "cpu" else -2)
     if distances.device.type == "cpu" and not torch.compiler.is_compiling():
         return torch.from_numpy(distances.numpy().argmin(1))  # a tenth of PyTorch's time
     return distances.argmin(dim=1)

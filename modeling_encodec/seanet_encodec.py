@@ -20,7 +20,8 @@ from .layers_encodec import EncodecConv1d, EncodecConvTranspose1d, EncodecLSTM, 
 from .weight_cache_encodec import unchanged_weights
 
 
-# Frames computed at a time, which bounds memory; on a CPU the high-rate layers take fewer, to stay in the cache.
+# Frames of a row computed at a time, which bounds memory; on a CPU the high-rate layers take fewer, to stay in the
+# cache.
 CPU_BLOCK_FRAMES = 600
 CPU_FINE_FRAMES = 50
 ACCELERATOR_BLOCK_FRAMES = 4096
@@ -107,6 +108,46 @@ class _Seanet(nn.Module):
         """The next piece (B, C, T) of each row's signal -> (B, C', T') and the state after it, a new value."""
         step = Step(state, end)
         return self(x, step=step, dtype=dtype), step.state
+
+    def rows(self, x: torch.Tensor, lengths: list[int], dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Whole signals of `lengths`, in ascending order, padded to (B, C, T) -> (B, C', T'), of which each row has
+        its `row_outputs`."""
+        if lengths[0] == lengths[-1]:
+            return self(x, dtype=dtype) if dtype else self(x)
+        if lengths[-1] > self.hop * block_frames(x.device) and len(self.blocks(x, begun=False)) > 1:
+            return self._rows_in_blocks(x, lengths, dtype)
+        return self(x, torch.tensor(lengths, dtype=torch.int64, device=x.device), dtype=dtype)
+
+    def row_outputs(self, y: torch.Tensor, lengths: list[int]) -> list[int]:
+        """How many of the outputs `y` of `rows` are each row's."""
+        if lengths[0] == lengths[-1]:
+            return [y.shape[2]] * len(y)
+        return [self.output_lengths(length) for length in lengths]
+
+    def _rows_in_blocks(self, x: torch.Tensor, lengths: list[int], dtype: torch.dtype | None) -> torch.Tensor:
+        """Long signals, block by block. Shortly before a row ends there is a cut; the row takes its last piece by
+        itself from there, and the others go on without it."""
+        last = [self.start + (n - self.start) // self.hop * self.hop if n >= self.start else 0 for n in lengths]
+        block = self.hop * block_frames(x.device)
+        cuts = sorted({*last, *range(self.start + block, last[-1], block)} - {0})
+        y, state, at, filled = None, None, 0, 0
+        first = last.count(0)
+        pieces = [(row, row + 1, self(x[row : row + 1, :, : lengths[row]], dtype=dtype)) for row in range(first)]
+        for cut in cuts:
+            piece, state = self.step(x[first:, :, at:cut], state, False, dtype)
+            if y is None:
+                y = piece.new_zeros(len(x), piece.shape[1], self.output_lengths(lengths[-1]))
+            y[first:, :, filled : filled + piece.shape[2]] = piece
+            at, filled = cut, filled + piece.shape[2]
+            while first < len(x) and last[first] == cut:
+                same = lengths.count(lengths[first])
+                ended = tuple(part[:same] for part in state)
+                piece, _ = self.step(x[first : first + same, :, at : lengths[first]], ended, True, dtype)
+                y[first : first + same, :, filled : filled + piece.shape[2]] = piece
+                first, state = first + same, tuple(part[same:] for part in state)
+        for start, stop, piece in pieces:
+            y[start:stop, :, : piece.shape[2]] = piece
+        return y
 
     @property
     def dtype(self) -> torch.dtype:

@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 
 from modeling_encodec.atomic import atomic_path
+from modeling_encodec.chunks_encodec import overlap_triangle
 from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.modeling_encodec import EncodecModel, overlap_triangle
+from modeling_encodec.modeling_encodec import EncodecModel
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ class ChunkEncoding:
         x = torch.cat([state.waiting[..., : int(state.counts[0])], inputs[0]], dim=2)
         spans = [span for span in config.chunk_spans(x.shape[2]) if end or span[1] - span[0] == config.chunk_length]
         pieces = [x[row : row + 1, :, slice(*span)] for row in range(len(x)) for span in spans]
-        coded, scales, _ = self.model.encode_pieces(pieces, self.num_quantizers)
+        coded, scales = self.model.encode_pieces(pieces, self.num_quantizers)
         nothing = torch.zeros(len(x), self.num_quantizers, 0, dtype=torch.int64, device=x.device)
         codes = torch.cat([nothing, *(torch.cat(coded[at :: len(spans)]) for at in range(len(spans)))], dim=2)
         scales = torch.cat(scales).view(len(x), -1) if scales else x.new_ones(len(x), len(spans))

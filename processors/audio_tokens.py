@@ -197,7 +197,7 @@ def encode_clips(model: EncodecModel, clips: Sequence[np.ndarray | torch.Tensor]
         with torch.no_grad(), exact_float32():
             return model.encode_pieces(pieces, num_quantizers)
 
-    codes, scales, _ = call_with_threads(1, compute) if model.device.type == "cpu" else compute()
+    codes, scales = call_with_threads(1, compute) if model.device.type == "cpu" else compute()
     codes, scales = iter(codes), iter(scales or [None] * len(codes))
     return [
         join_pieces(model.config, [(next(codes)[0], next(scales)) for _ in row], clip.shape[1])

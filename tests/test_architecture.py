@@ -25,6 +25,7 @@ LAYERS = {
     "worker_processes": 0,
     "checkpoints": 0,
     "batching_encodec": 0,
+    "chunks_encodec": 1,
     "weight_cache_encodec": -1,
     "configuration_encodec": 0,
     "bitstream.bit_packing": 0,

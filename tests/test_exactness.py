@@ -94,16 +94,18 @@ def test_batch_is_alone_on_real_size(name, released_models):
         assert all(torch.equal(a, b) for a, b in zip(frames_of(model, together, index, samples), expected))
 
 
+@pytest.mark.parametrize("block", [600, 16])
 @pytest.mark.parametrize("name", [*NAMES, *ODD_CONFIGS])
 @torch.no_grad()
-def test_rows_computed_together_are_alone_but_for_ties(name, small_models, monkeypatch):
-    """What accelerators do: one ragged batch, each row padded at its own end."""
+def test_rows_computed_together_are_alone_but_for_ties(name, block, small_models, monkeypatch):
+    """What accelerators do: one ragged batch, each row padded at its own end; long ones in joint blocks of time."""
     model = small_models.get(name) or odd_model(name)
     rate = model.config.sampling_rate
     lengths = [1, 2, 5, 319, 320, 321, 641, 1500, 5000, rate // 3, int(1.3 * rate), int(1.3 * rate)]
     rows = [noise(1, model.config.audio_channels, n, seed=i) for i, n in enumerate(lengths)]
     alone = [encode(model, row) for row in rows]
     monkeypatch.setattr(EncodecModel, "computes_rows_together", True)
+    monkeypatch.setattr(seanet_encodec, "CPU_BLOCK_FRAMES", block)
     together = encode(model, *batch_of(rows))
     ties = 0
     for index, (single, samples) in enumerate(zip(alone, lengths)):

@@ -11,7 +11,6 @@ import pyarrow
 import torch
 from pyarrow import parquet
 
-from modeling_encodec.precision_encodec import exact_float32
 from modeling_encodec.processors.audio_tokens import PortableCodec, Tokens, join_pieces, one_thread, read_clip
 from modeling_encodec.processors.corpus.checksums import find_faults, read_manifest
 from modeling_encodec.processors.corpus.sources import Source, open_source
@@ -205,14 +204,13 @@ def _code_row(found: Agreement, model, stored: Tokens, row) -> None:
     except ValueError as error:
         found.notes.append(f"{row.name}: its audio gives no tokens now ({error})")
         return
-    spans = model.config.chunk_spans(audio.shape[1])
-    pieces = [audio[None, :, start:stop] for start, stop in spans]
-    with exact_float32(), one_thread(model.device.type):
-        codes, scales, latents = model.encode_pieces(pieces, len(stored.codes))
-    coded = join_pieces(
-        model.config, [(code[0], scale) for code, scale in zip(codes, scales or [None] * len(codes))], audio.shape[1]
-    )
-    latents = torch.cat([latent[0].float() for latent in latents], dim=1)
+    config, spans = model.config, list(model.config.chunk_spans(audio.shape[1]))
+    with one_thread(model.device.type):
+        output = model.encode(audio[None], num_quantizers=len(stored.codes), return_latents=True)
+    frames = [config.num_frames(stop - start) for start, stop in spans]
+    codes = [chunk[0, :, :count] for chunk, count in zip(output.audio_codes, frames)]
+    coded = join_pieces(config, list(zip(codes, output.audio_scales)), audio.shape[1])
+    latents = torch.cat([chunk[0, :, :count].float() for chunk, count in zip(output.latents, frames)], dim=1)
 
     def tie(frame: int) -> bool:
         sides = (torch.from_numpy(tokens.codes[:, frame].astype(np.int64)) for tokens in (coded, stored))
