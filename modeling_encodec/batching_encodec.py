@@ -74,6 +74,15 @@ def compute_device(module: torch.nn.Module) -> torch.device:
     return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` there; a GPU fetches what is on the CPU by itself, and nobody waits for what it still has to do."""
+    # That takes pinned memory, and a copy: the owner may write to what was given.
+    alone = device.type == "cuda" and tensor.device.type == "cpu" and torch.cuda.is_available()
+    if alone and not tensor.is_pinned():
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def as_tensor(name: str, value) -> torch.Tensor:
     """`value`, a tensor, array or list of numbers, as a tensor; anything else is a ValueError under its `name`."""
     if isinstance(value, torch.Tensor):

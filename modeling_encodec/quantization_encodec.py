@@ -17,7 +17,7 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .batching_encodec import as_codes, as_tensor, compute_device, refuse_tracing
+from .batching_encodec import as_codes, as_tensor, compute_device, refuse_tracing, to_device
 from .configuration_encodec import EncodecConfig
 from .inputs_encodec import whole_number
 from .weight_cache_encodec import WeightCache
@@ -369,7 +369,7 @@ def _draw(residuals: torch.Tensor, size: int, generator: torch.Generator | None)
     stages, frames, dim = residuals.shape
     count = max(1, size // 8)
     offset = torch.rand(stages, count, generator=generator, dtype=torch.float32, device="cpu")
-    offset = offset.to(residuals.device, non_blocking=True)
+    offset = to_device(offset, residuals.device)
     _broadcast(offset)
     world, rank = (distributed.get_world_size(), distributed.get_rank()) if _is_distributed() else (1, 0)
     offset = offset.clamp(max=0.999)  # so that the last place does not round up to nobody's

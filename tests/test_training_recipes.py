@@ -29,7 +29,13 @@ DEBIAN_MANIFESTS = ["corpora/speech.jsonl", "corpora/words.jsonl", "corpora/musi
 
 
 def test_recipe_names():
-    assert recipe_names(TrainingConfig) == ["c16_debian", "c16_debian_gpu", "debian_24khz", "paper_24khz", "paper_48khz"]
+    assert recipe_names(TrainingConfig) == [
+        "c16_debian",
+        "c16_debian_gpu",
+        "debian_24khz",
+        "paper_24khz",
+        "paper_48khz",
+    ]
 
 
 @pytest.mark.parametrize("name", recipe_names(TrainingConfig))

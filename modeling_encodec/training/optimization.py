@@ -9,13 +9,6 @@ class NonFiniteLoss(ArithmeticError):
     """A loss is NaN or infinite; the weights are still those from before the update."""
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` on `device`; a GPU copies it while this process goes on, which takes memory that is pinned."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=tensor.device.type == "cpu")
-
-
 class Averages:
     """Running means of a model's state, which are saved and evaluated in place of it; none with decay 0."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from modeling_encodec.batching_encodec import to_device
 from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.json_files_encodec import one_line_errors
 from modeling_encodec.modeling_encodec import EncodecModel
@@ -19,7 +20,7 @@ from modeling_encodec.training.configuration import TrainingConfig
 from modeling_encodec.training.corpora import Corpus, open_corpora
 from modeling_encodec.training.guards import Guard, find_warnings
 from modeling_encodec.training.mixing import TrainingAudio
-from modeling_encodec.training.optimization import Averages, to_device
+from modeling_encodec.training.optimization import Averages
 from modeling_encodec.training.run import TrainingRun, load_model, new_model
 from modeling_encodec.training.validation import decode_clips, read_clips, validate
 
