@@ -232,8 +232,13 @@ class EncodecLM(EncodecLMPreTrainedModel):
     def training_bits(
         self, codes: torch.Tensor, labels: torch.Tensor, position_offset: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The `loss` and `codebook_bits` of `forward`, of `codes` and `labels` (B, K, F) that are known to be this
-        model's, on its device, and positions (B,) of their first frames; a GPU is not waited for."""
+        """The `loss` and `codebook_bits` of `forward`, for training: nothing is checked, so a GPU is not waited for.
+
+        Args:
+            codes (torch.LongTensor of shape (B, K, F)): this model's, on its device.
+            labels (torch.LongTensor of shape (B, K, F)): codes again, -100 where they do not count.
+            position_offset (torch.LongTensor of shape (B,)): position of each row's first frame.
+        """
         output = self._forward(codes, labels, _no_frame(codes), None, position_offset, False)
         return output.loss, output.codebook_bits
 
