@@ -16,6 +16,7 @@ from modeling_encodec.commands.convert import convert
 from modeling_encodec.commands.demo import demo
 from modeling_encodec.commands.evaluate import evaluate
 from modeling_encodec.commands.models import export, train, train_lm
+from modeling_encodec.commands.parts import parts
 from modeling_encodec.commands.plot import plot
 from modeling_encodec.commands.push import push
 from modeling_encodec.commands.shared import UsageError, one_line, say, say_stopped, shown_warnings
@@ -36,6 +37,7 @@ for command in (encode, decode, info, export, demo, train, convert, push, plot):
 app.command("train-lm")(train_lm)
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(tokenize, name="tokenize")
+app.add_typer(parts, name="parts")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -264,6 +264,12 @@ class EncodecLSTM(Layer):
 
     def _recur(self, sequence, hidden, cell):
         """What `lstm` makes of a (T, B, C) sequence, and hidden and cell after it, (layers, B, C)."""
+        if sequence.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+            # cuDNN's LSTM would compute in float16 whatever autocast was asked for: gradients vanish there.
+            dtype = next((parameter.dtype for parameter in self.lstm.parameters()), sequence.dtype)
+            with torch.autocast("cuda", enabled=False):
+                parts = self._recur(*(part.to(dtype) for part in (sequence, hidden, cell)))
+            return tuple(part.to(sequence.dtype) for part in parts)
         if torch.compiler.is_dynamo_compiling():
             return operator("lstm")(sequence, hidden, cell, list(self._parameters_noted))
         if torch.compiler.is_compiling():

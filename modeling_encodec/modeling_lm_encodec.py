@@ -10,7 +10,7 @@ The float model trains and tells bits. A range coder must not be fed with it: fl
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -83,9 +83,15 @@ class CodeEmbedding(nn.Embedding):
 class CodeHead(nn.Linear):
     """`nn.Linear` that can compute some of its outputs alone."""
 
-    def forward(self, hidden, *, rows: slice = slice(None)):
-        """(..., D) -> (..., outputs) of these `rows` of the weight."""
-        return nn.functional.linear(hidden, self.weight[rows], self.bias[rows])
+    def forward(self, hidden, *, rows: slice = slice(None), part: tuple[torch.Tensor, torch.Tensor] | None = None):
+        """(..., D) -> (..., outputs) of these `rows` of the weight, or of a `part`, weight and bias, of `parts`."""
+        return nn.functional.linear(hidden, *(part or (self.weight[rows], self.bias[rows])))
+
+    def parts(self, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Weight and bias of every `size` outputs. Their gradients are put together once; that of each slice would be
+        as large as the whole."""
+        weights, biases = (whole.unflatten(0, (-1, size)).unbind() for whole in (self.weight, self.bias))
+        return list(zip(weights, biases))
 
 
 class EncodecLMLayer(GradientCheckpointingLayer):
@@ -211,7 +217,7 @@ class EncodecLM(EncodecLMPreTrainedModel):
             ValueError: for codes or labels that are none of this model's, or without the float form.
         """
         codes = self._check_codes("codes", codes, 0)
-        first = torch.full_like(codes[:, :, :1], NO_CODE)
+        first = _no_frame(codes)
         if cache is not None:
             last = getattr(cache, "last_codes", None)
             if not isinstance(last, torch.Tensor) or last.shape != codes.shape[:2]:
@@ -223,6 +229,22 @@ class EncodecLM(EncodecLMPreTrainedModel):
             labels = self._check_codes("labels", labels, IGNORED)
             if labels.shape != codes.shape:
                 raise ValueError(f"labels have shape {tuple(labels.shape)}, allowed: that of codes")
+        return self._forward(codes, labels, first, cache, position_offset, return_logits)
+
+    def training_bits(
+        self, codes: torch.Tensor, labels: torch.Tensor, position_offset: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The `loss` and `codebook_bits` of `forward`, for training: nothing is checked, so a GPU is not waited for.
+
+        Args:
+            codes (torch.LongTensor of shape (B, K, F)): this model's, on its device.
+            labels (torch.LongTensor of shape (B, K, F)): codes again, -100 where they do not count.
+            position_offset (torch.LongTensor of shape (B,)): position of each row's first frame.
+        """
+        output = self._forward(codes, labels, _no_frame(codes), None, position_offset, False)
+        return output.loss, output.codebook_bits
+
+    def _forward(self, codes, labels, first, cache, position_offset, return_logits) -> EncodecLMOutput:
         with exact_unless_training(self):
             hidden, cache = self._run(torch.cat([first, codes[:, :, :-1]], dim=2), cache, position_offset)
             cache.last_codes = codes[:, :, -1]
@@ -328,14 +350,19 @@ class EncodecLM(EncodecLMPreTrainedModel):
             return self.head(hidden, rows=rows)
         return self.head(hidden)[..., rows]  # what somebody put in its place
 
+    def _logits_by_codebook(self, hidden: torch.Tensor, count: int) -> Iterator[torch.Tensor]:
+        """Logits (B, F, codebook_size) of each of the first `count` codebooks, one after the other, for memory."""
+        size = self.config.codebook_size
+        if torch.is_grad_enabled() and isinstance(self.head, CodeHead):
+            yield from (self.head(hidden, part=part) for part in self.head.parts(size)[:count])
+        else:
+            yield from (self._head(hidden, slice(at * size, (at + 1) * size)) for at in range(count))
+
     def _bits(self, hidden, labels, logits) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean bits per code, of all labels and of each codebook's; codebook by codebook, for memory."""
-        size, sums, counts = self.config.codebook_size, [], []
-        for number, wanted in enumerate(labels.to(hidden.device).unbind(1)):
-            if logits is None:
-                row_logits = self._head(hidden, slice(number * size, (number + 1) * size))
-            else:
-                row_logits = logits[:, number]
+        """Mean bits per code, of all labels and of each codebook's."""
+        sums, counts = [], []
+        by_codebook = self._logits_by_codebook(hidden, labels.shape[1]) if logits is None else logits.unbind(1)
+        for row_logits, wanted in zip(by_codebook, labels.to(hidden.device).unbind(1)):
             nats = nn.functional.cross_entropy(
                 row_logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
             )
@@ -422,6 +449,11 @@ class EncodecLM(EncodecLMPreTrainedModel):
         if self.integer is None:
             raise ValueError("the language model is float alone, allowed: with integer form, by lm.quantize(codes)")
         return self.integer.frequencies(self._check_codes("previous", previous, NO_CODE), cache)
+
+
+def _no_frame(codes: torch.Tensor) -> torch.Tensor:
+    """What stands (B, K, 1) before the first frame of `codes` (B, K, F)."""
+    return torch.full_like(codes[:, :, :1], NO_CODE)
 
 
 def attention_mask(frames: int, past: int, reach: int, device) -> torch.Tensor | None:

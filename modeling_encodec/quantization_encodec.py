@@ -17,7 +17,7 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .batching_encodec import as_codes, as_tensor, compute_device, refuse_tracing
+from .batching_encodec import as_codes, as_tensor, compute_device, refuse_tracing, to_device
 from .configuration_encodec import EncodecConfig
 from .inputs_encodec import whole_number
 from .weight_cache_encodec import WeightCache
@@ -118,30 +118,6 @@ class EncodecEuclideanCodebook(nn.Module):
         self.embed_avg.copy_(vectors * counts[:, None])
         self.inited.fill_(1)
 
-    def update(self, counts: torch.Tensor, sums: torch.Tensor, decay: float) -> None:
-        """Move the running count and sum of every code, and the code to their quotient (paper section 3.2)."""
-        self.cluster_size.lerp_(counts, 1 - decay)
-        self.embed_avg.lerp_(sums, 1 - decay)
-        total = self.cluster_size.sum()
-        smoothed = (self.cluster_size + COUNT_EPSILON) * total / (total + len(counts) * COUNT_EPSILON)
-        self.embed.copy_(self.embed_avg / smoothed[:, None])
-
-    def revive(self, candidates: torch.Tensor, threshold: float) -> None:
-        """Put (R, D) vectors of the batch in place of the R least used codes, where used less than `threshold` times
-        the mean.
-
-        The running count and sum start anew too, with the mean's weight. The original replaces the vector alone, and
-        before the update, which overwrites it from the old count and sum: there a dead code stays dead.
-        """
-        mean = self.cluster_size.mean()
-        least = self.cluster_size.argsort(stable=True)[: len(candidates)]
-        dead = self.cluster_size[least] < threshold * mean
-        vectors = torch.where(dead[:, None], candidates, self.embed[least])
-        sums = torch.where(dead[:, None], candidates * mean, self.embed_avg[least])
-        self.embed[least] = vectors
-        self.embed_avg[least] = sums
-        self.cluster_size[least] = torch.where(dead, mean, self.cluster_size[least])
-
 
 class EncodecVectorQuantization(nn.Module):
     """One stage of the residual quantiser."""
@@ -227,10 +203,11 @@ class EncodecResidualVectorQuantizer(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             vectors = embeddings.float().transpose(1, 2).reshape(-1, dim)  # (N, D)
             residual, codes, losses, residuals = vectors, [], [], []
-            for layer in self.layers[:num_quantizers]:
-                codes.append(layer.codebook.quantize(residual.detach()))
+            embeds = [layer.codebook() for layer in self.layers[:num_quantizers]]
+            for embed, *form in zip(embeds, *_search_form(torch.stack(embeds))):
+                codes.append(_nearest(residual.detach(), *form))
                 residuals.append(residual.detach())
-                quantized = layer.codebook.decode(codes[-1])
+                quantized = F.embedding(codes[-1], embed)
                 losses.append(F.mse_loss(residual, quantized))
                 residual = residual - quantized
                 if upstream:
@@ -273,11 +250,15 @@ class EncodecResidualVectorQuantizer(nn.Module):
         sums = sum(item.sums for item in statistics)
         candidates = _draw(torch.cat([item.residuals for item in statistics], dim=1), counts.shape[1], generator)
         _sum_over_processes(counts, sums, candidates)
-        for stage in range(len(counts)):
-            codebook = self.layers[stage].codebook
-            codebook.update(counts[stage], sums[stage], decay)
-            if dead_code_threshold > 0:
-                codebook.revive(candidates[stage], dead_code_threshold)
+        # All stages at once: a GPU would wait for the thousand small operations of one after the other.
+        codebooks = [layer.codebook for layer in self.layers[: len(counts)]]
+        sizes = torch.stack([codebook.cluster_size for codebook in codebooks]).lerp_(counts, 1 - decay)
+        averages = torch.stack([codebook.embed_avg for codebook in codebooks]).lerp_(sums, 1 - decay)
+        vectors = _means(sizes, averages)
+        if dead_code_threshold > 0:
+            _revive(sizes, averages, vectors, candidates, dead_code_threshold)
+        for name, stacked in ("cluster_size", sizes), ("embed_avg", averages), ("embed", vectors):
+            torch._foreach_copy_([getattr(codebook, name) for codebook in codebooks], list(stacked.unbind()))
         return counts
 
     @torch.no_grad()
@@ -314,6 +295,32 @@ def codebook_usage(counts: torch.Tensor, threshold: float = 0.1) -> tuple[list[f
     return perplexity.tolist(), (share * share.shape[1] >= threshold).double().mean(1).tolist()
 
 
+def _means(sizes: torch.Tensor, averages: torch.Tensor) -> torch.Tensor:
+    """Codes (K, size, D) by their running counts (K, size) and sums (K, size, D) (paper section 3.2)."""
+    total = sizes.sum(1, keepdim=True)
+    smoothed = (sizes + COUNT_EPSILON) * total / (total + sizes.shape[1] * COUNT_EPSILON)
+    return averages / smoothed[..., None]
+
+
+def _revive(
+    sizes: torch.Tensor, averages: torch.Tensor, vectors: torch.Tensor, candidates: torch.Tensor, threshold: float
+) -> None:
+    """Put `candidates` (K, R, D), vectors of the batch, in place of each codebook's R least used codes, where used
+    less than `threshold` times the mean; running counts, sums and codes as of `_means`, which are changed.
+
+    The running count and sum start anew too, with the mean's weight. The original replaces the vector alone, and
+    before the update, which overwrites it from the old count and sum: there a dead code stays dead.
+    """
+    mean = sizes.mean(1, keepdim=True)
+    least = sizes.argsort(dim=1, stable=True)[:, : candidates.shape[1]]
+    used = sizes.gather(1, least)
+    dead = used < threshold * mean
+    sizes.scatter_(1, least, torch.where(dead, mean, used))
+    places = least[..., None].expand_as(candidates)
+    for kept, new in (averages, candidates * mean[..., None]), (vectors, candidates):
+        kept.scatter_(1, places, torch.where(dead[..., None], new, kept.gather(1, places)))
+
+
 def kmeans(
     vectors: torch.Tensor, size: int, iterations: int, generator: torch.Generator | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -334,10 +341,11 @@ def kmeans(
 
 
 def _search_form(embed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """|e|^2 (size,) and e (D, size) of the vectors `embed` (size, D); on a CPU times -2, in the order it is read."""
+    """|e|^2 (..., size) and e (..., D, size) of the vectors `embed` (..., size, D); on a CPU times -2, in the order it
+    is read."""
     if embed.device.type == "cpu":
-        return embed.square().sum(1), (-2 * embed).t().contiguous()
-    return torch.einsum("nd,nd->n", embed, embed), embed.t()
+        return embed.square().sum(-1), (-2 * embed).mT.contiguous()
+    return torch.einsum("...d,...d->...", embed, embed), embed.mT
 
 
 def _nearest(vectors: torch.Tensor, squares: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
@@ -360,7 +368,8 @@ def _draw(residuals: torch.Tensor, size: int, generator: torch.Generator | None)
     """
     stages, frames, dim = residuals.shape
     count = max(1, size // 8)
-    offset = torch.rand(stages, count, generator=generator, dtype=torch.float32, device="cpu").to(residuals.device)
+    offset = torch.rand(stages, count, generator=generator, dtype=torch.float32, device="cpu")
+    offset = to_device(offset, residuals.device)
     _broadcast(offset)
     world, rank = (distributed.get_world_size(), distributed.get_rank()) if _is_distributed() else (1, 0)
     offset = offset.clamp(max=0.999)  # so that the last place does not round up to nobody's

@@ -145,13 +145,13 @@ def test_choices_follow_seed_and_update(config):
 def test_positions_stay_within_those_that_are_learned(config):
     """Sequences of 15 frames begin at 0 to 5 of 20 positions, all of them drawn."""
     trainer = LMTrainer(dataclasses.replace(config, max_positions=20, updates_per_epoch=30))
-    seen, forward = [], trainer.lm.forward
+    seen, bits = [], trainer.lm.training_bits
 
-    def spy(*args, position_offset, **more):
+    def spy(codes, labels, position_offset):
         seen.append(position_offset)
-        return forward(*args, position_offset=position_offset, **more)
+        return bits(codes, labels, position_offset)
 
-    trainer.lm.forward = spy
+    trainer.lm.training_bits = spy
     trainer.train()
     assert set(torch.cat(seen).tolist()) == set(range(6))
 

@@ -29,7 +29,13 @@ DEBIAN_MANIFESTS = ["corpora/speech.jsonl", "corpora/words.jsonl", "corpora/musi
 
 
 def test_recipe_names():
-    assert recipe_names(TrainingConfig) == ["c16_debian", "debian_24khz", "paper_24khz", "paper_48khz"]
+    assert recipe_names(TrainingConfig) == [
+        "c16_debian",
+        "c16_debian_gpu",
+        "debian_24khz",
+        "paper_24khz",
+        "paper_48khz",
+    ]
 
 
 @pytest.mark.parametrize("name", recipe_names(TrainingConfig))
@@ -78,7 +84,7 @@ def test_paper_48khz_holds_the_papers_numbers():
 
 
 def test_debian_recipes_name_what_the_command_writes():
-    for name in ("c16_debian", "debian_24khz"):
+    for name in ("c16_debian", "c16_debian_gpu", "debian_24khz"):
         config = load_config(name)
         assert [corpus.source for corpus in config.corpora] == DEBIAN_MANIFESTS
         assert {corpus.name: corpus.domain for corpus in config.corpora} == DOMAINS

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from run_results import (
     state_of,
 )
 
+import modeling_encodec.training.run
 from modeling_encodec.training.configuration import TrainingConfig
 from modeling_encodec.training.trainer import CodecTrainer
 
@@ -184,6 +186,40 @@ def test_max_minutes_stops_cleanly(config):
     again = CodecTrainer(dataclasses.replace(options, resume=True))
     assert again.update == trainer.update and again.train() == "stopped"
     assert again.update > trainer.update
+
+
+def test_the_time_limit_counts_what_saving_takes(config, monkeypatch):
+    """A save takes 40 s, an update 10, by a clock of the test's: two minutes are over when the last save is done."""
+    clock = types.SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(modeling_encodec.training.run, "time", clock)
+    trainer = CodecTrainer(dataclasses.replace(config, updates_per_epoch=100_000, max_minutes=2.0))
+
+    def slowed(work, seconds):
+        def slow(*given):
+            clock.now += seconds
+            return work(*given)
+
+        return slow
+
+    trainer.save, trainer.one_update = slowed(trainer.save, 40), slowed(trainer.one_update, 10)
+    assert trainer.train() == "stopped"
+    assert trainer.update == 5 and clock.now == 40 + 5 * 10 + 40
+
+
+def test_checkpoints_by_the_clock(config, monkeypatch):
+    """Each is one to resume from, to the bit."""
+    options = dataclasses.replace(config, save_minutes=1e-9, updates_per_epoch=3)
+    trainer, saved = CodecTrainer(options), []
+    save = trainer.save
+    trainer.save = lambda: (save(), saved.append(trainer.update))
+    trainer.train()
+    assert saved == [0, 1, 2, 3]
+    whole = state_of(options)
+    stopped = dataclasses.replace(options, output=f"{config.output}_stopped", max_minutes=1e-6)
+    assert CodecTrainer(stopped).train() == "stopped"
+    run(dataclasses.replace(stopped, resume=True, max_minutes=None))
+    assert_equal(state_of(stopped), whole)
 
 
 # ---- several processes -------------------------------------------------------------------------------------------

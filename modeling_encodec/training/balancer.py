@@ -30,9 +30,10 @@ class Balancer:
     ):
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
         self.decay, self.total_norm, self.enabled, self.reduce = decay, total_norm, enabled, reduce
-        self.sums: dict[str, float] = {}
+        # Tensors on the losses' device: asking for their values would make a GPU wait.
+        self.sums: dict[str, torch.Tensor] = {}
         self.counts: dict[str, float] = {}
-        self.norms: dict[str, float] = {}
+        self.norms: dict[str, torch.Tensor] = {}
 
     def measure(self, losses: dict[str, torch.Tensor], output: torch.Tensor) -> dict[str, torch.Tensor]:
         """Gradient of every loss with respect to `output` (B, channels, T); their norms enter the running means.
@@ -42,24 +43,28 @@ class Balancer:
         names = [name for name in losses if name in self.weights]
         gradients = {name: torch.autograd.grad(losses[name], output, retain_graph=True)[0].float() for name in names}
         norms = self.reduce(torch.stack([gradients[name].flatten(1).norm(dim=1).mean() for name in names]))
-        self.norms = dict(zip(names, norms.tolist()))
-        for name, norm in self.norms.items():
-            self.sums[name] = self.sums.get(name, 0.0) * self.decay + norm * (1 - self.decay)
+        norms = norms.to(torch.float32 if norms.device.type == "mps" else torch.float64)  # MPS has no float64
+        nothing = norms.new_zeros(())
+        before = torch.stack([self.sums.get(name, nothing).to(norms) for name in names])
+        self.norms = dict(zip(names, norms))
+        self.sums |= zip(names, before * self.decay + norms * (1 - self.decay))
+        for name in names:
             self.counts[name] = self.counts.get(name, 0.0) * self.decay + (1 - self.decay)
         return gradients
 
-    def scales(self, names) -> dict[str, float]:
+    def scales(self, names) -> dict[str, float | torch.Tensor]:
         """The factor of each loss's gradient, by the running means as they are."""
         names = [name for name in names if name in self.weights]
         if not self.enabled:
             return {name: self.weights[name] for name in names}
         total = sum(self.weights[name] for name in names)
-        means = {name: self.sums[name] / self.counts[name] for name in names}
-        # A loss that never had a gradient has no scale yet: none is better than an endless one.
-        return {
-            name: self.total_norm * self.weights[name] / total / mean if mean > 1e-12 else 0.0
-            for name, mean in means.items()
-        }
+        scales = {}
+        for name in names:
+            mean = self.sums[name] / self.counts[name]
+            scale = mean.new_full((), self.total_norm * self.weights[name] / total) / mean
+            # A loss that never had a gradient has no scale yet: none is better than an endless one.
+            scales[name] = torch.where(mean > 1e-12, scale, 0.0)
+        return scales
 
     def gradient(self, losses: dict[str, torch.Tensor], output: torch.Tensor, *, measure: bool = True) -> torch.Tensor:
         """The combined gradient with respect to `output`, for `output.backward(gradient)`.
@@ -74,14 +79,16 @@ class Balancer:
 
     def shares(self) -> dict[str, float]:
         """Part that each loss has of the norms in the gradient last measured (sums to 1)."""
-        norms = {name: scale * self.norms[name] for name, scale in self.scales(self.norms).items()}
+        norms = {name: float(scale * self.norms[name]) for name, scale in self.scales(self.norms).items()}
         total = sum(norms.values()) or 1.0
         return {name: norm / total for name, norm in norms.items()}
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """The running means."""
-        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+        return {"sums": {name: float(value) for name, value in self.sums.items()}, "counts": dict(self.counts)}
 
     def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
         """Take over the running means of `state_dict`."""
-        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
+        sums = state["sums"].items()
+        self.sums = {name: torch.tensor(value, dtype=torch.float64, device="cpu") for name, value in sums}
+        self.counts = dict(state["counts"])

@@ -57,7 +57,7 @@ class UnusableClip(ValueError):
 @dataclass(frozen=True, slots=True)
 class Clip:
     """Encoded audio and what is known of it. `samples` at its own `sampling_rate`, from the file's sample `first` on;
-    peak and rms over all channels."""
+    peak and rms over all channels. `decoded`: all of it as crops are wanted, (channels, T), if it is in memory."""
 
     name: str  # for messages
     location: Location = field(repr=False)
@@ -67,6 +67,7 @@ class Clip:
     peak: float
     rms: float
     first: int = 0
+    decoded: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @property
     def seconds(self) -> float:
@@ -76,6 +77,10 @@ class Clip:
     def length(self, rate: int) -> int:
         """Whole samples it lasts at `rate` Hz."""
         return self.samples * rate // self.sampling_rate
+
+    def longest(self, rate: int) -> int:
+        """Samples at `rate` Hz beyond which crops of it are silent."""
+        return -(-self.samples * rate // self.sampling_rate)
 
 
 def check_corpus_rate(rate: int) -> None:
@@ -108,9 +113,12 @@ def read_crop(clip: Clip, start: int, length: int, rate: int, channels: int) -> 
     crop = np.zeros((channels, length), np.float32)
     if first >= last:
         return crop
-    with _reasons(clip.name):
-        audio = resample(match_channels(_read(clip, first, last), channels), clip.sampling_rate, rate)
-    begin = first // given * made
+    if clip.decoded is not None:
+        audio, begin = clip.decoded, 0
+    else:
+        with _reasons(clip.name):
+            audio = resample(match_channels(_read(clip, first, last), channels), clip.sampling_rate, rate)
+        begin = first // given * made
     low, high = max(start, begin), min(start + length, begin + audio.shape[1])
     if low < high:
         crop[:, low - start : high - start] = audio[:, low - begin : high - begin]

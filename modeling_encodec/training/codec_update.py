@@ -96,23 +96,32 @@ class CodecUpdate:
         results = []
         for number, part in enumerate(parts):
             results.append(self._part(part, choices, adversary, learns, number, update))
-        names = list(results[0][0])
-        means = torch.stack([torch.stack([losses[name] for name in names]) for losses, _ in results]).mean(0)
-        means = self._mean(means).tolist()
-        if not all(map(math.isfinite, means)):
-            raise NonFiniteLoss("losses are " + ", ".join(f"{name} {mean:g}" for name, mean in zip(names, means)))
         steps = [(self.optimizer, self.parameters, self.config.max_gradient_norm)]
         if learns:
             steps.append((adversary.optimizer, list(adversary.network.parameters()), None))
         norms = [combine_gradients(parameters, self.accelerator, limit) for _, parameters, limit in steps]
-        if not all(map(math.isfinite, norms)):
-            raise NonFiniteLoss(f"losses are finite, but norms of gradients {norms}")
+        losses, norms = self._values([losses for losses, _ in results], norms)
         self._set_rates(update)
         for optimizer, _, _ in steps:
             optimizer.step()
             optimizer.zero_grad()
         self._update_codebooks([statistics for _, statistics in results], choices)
-        return dict(zip(names, means)) | {"gradient_norm": norms[0], "bandwidth": choices.bandwidth}
+        return losses | {"gradient_norm": norms[0], "bandwidth": choices.bandwidth}
+
+    def _values(self, parts: list[dict], norms: list[torch.Tensor]) -> tuple[dict[str, float], list[float]]:
+        """Means of the parts' losses over all processes, and the norms of gradients, as numbers, if all are finite.
+
+        They are asked for together: it is the one time in an update that a GPU has to be waited for.
+        """
+        names = list(parts[0])
+        means = self._mean(torch.stack([torch.stack([losses[name] for name in names]) for losses in parts]).mean(0))
+        values = torch.cat([means, torch.stack(norms)]).tolist()
+        means, norms = values[: len(names)], values[len(names) :]
+        if not all(map(math.isfinite, means)):
+            raise NonFiniteLoss("losses are " + ", ".join(f"{name} {mean:g}" for name, mean in zip(names, means)))
+        if not all(map(math.isfinite, norms)):
+            raise NonFiniteLoss(f"losses are finite, but norms of gradients {norms}")
+        return dict(zip(names, means)), norms
 
     def _part(self, audio, choices, adversary, learns, number, update):
         """Forward and backward for one of the parts that a batch is accumulated from."""

@@ -213,7 +213,7 @@ class LMTrainer(TrainingRun):
     def _codes(self, batch: dict) -> torch.Tensor:
         """(B, K, F), -100 for padding, of a batch of codes or of audio."""
         if "codes" in batch:
-            return batch["codes"].to(self.accelerator.device)
+            return batch["codes"]
         return encode_whole(self.codec, batch["audio"])
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from modeling_encodec.batching_encodec import to_device
 from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.modeling_lm_encodec import IGNORED, EncodecLM
 from modeling_encodec.training.lm_configuration import LMTrainingConfig
@@ -47,49 +48,50 @@ class LMUpdate:
             raise ValueError(f"bandwidths are {self.bandwidths}, allowed: {codec.target_bandwidths}")
 
     def run(self, codes: torch.Tensor, update: int) -> dict[str, float]:
-        """Update number `update` (from 0) with this process's share of its batch, (B, K, F) with -100 for padding.
+        """Update number `update` (from 0) with this process's share of its batch, (B, K, F) with -100 for padding, on
+        the CPU if a GPU is not to be waited for.
 
         Raises:
             NonFiniteLoss: on every process, before weights change.
         """
         last = max(0, self.lm.config.max_positions - codes.shape[2])
         choices = choices_of(self.config, self.bandwidths, last, update)
-        rank, share = self.accelerator.process_index, len(codes)
-        positions = torch.from_numpy(choices.positions[rank * share : (rank + 1) * share]).to(codes.device)
+        rank, share, device = self.accelerator.process_index, len(codes), self.accelerator.device
+        positions = torch.from_numpy(choices.positions[rank * share : (rank + 1) * share])
         codes = codes[:, : self.codec.num_quantizers_for_bandwidth(choices.bandwidth)]
-        total = self._sum((codes != IGNORED).sum().float())
+        parts = list(codes.chunk(self.config.accumulation_steps))
+        counts = [(part != IGNORED).sum().item() for part in parts]
+        total = self._sum(torch.full((), sum(counts), dtype=torch.float32, device=device))
         self.optimizer.zero_grad()
-        bits = torch.zeros(codes.shape[1], dtype=torch.float32, device=codes.device)
-        parts = self.config.accumulation_steps
-        for part, offset in zip(codes.chunk(parts), positions.chunk(parts)):
-            bits += self._part(part, offset, total)
+        bits = torch.zeros(codes.shape[1], dtype=torch.float32, device=device)
+        for part, offset, count in zip(parts, positions.chunk(self.config.accumulation_steps), counts):
+            if count:
+                bits += self._part(to_device(part, device), to_device(offset, device), total)
         bits, labels = self._sum(bits), total / codes.shape[1]
-        loss = (bits.sum() / total).item()
+        norm = combine_gradients(self.parameters, self.accelerator, self.config.max_gradient_norm, "sum")
+        # Asked for together: it is the one time in an update that a GPU has to be waited for.
+        loss, norm, *codebooks = torch.cat([torch.stack([bits.sum() / total, norm]), bits / labels]).tolist()
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"loss {loss:g}")
-        norm = combine_gradients(self.parameters, self.accelerator, self.config.max_gradient_norm, "sum")
         if not math.isfinite(norm):
             raise NonFiniteLoss(f"loss {loss:g}, but the gradients' norm is {norm:g}")
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * self.config.rate_factor(update)
         self.optimizer.step()
-        codebooks = {f"codebook/{number}": value for number, value in enumerate((bits / labels).tolist())}
         return {
             "loss": loss,
             **rates_of(loss, choices.bandwidth, self.codec),
-            **codebooks,
+            **{f"codebook/{number}": value for number, value in enumerate(codebooks)},
             "gradient_norm": norm,
         }
 
     def _part(self, codes: torch.Tensor, offset: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         """Forward and backward of a part; its bits by codebook."""
         counts = (codes != IGNORED).sum((0, 2))
-        if not counts.any():
-            return counts.float()
         with self.accelerator.autocast():
-            output = self.lm(codes.clamp(min=0), codes, position_offset=offset, return_logits=False)
-        (output.loss * (counts.sum() / total)).backward()
-        return output.codebook_bits.detach().float() * counts
+            loss, codebook_bits = self.lm.training_bits(codes.clamp(min=0), codes, offset)
+        (loss * (counts.sum() / total)).backward()
+        return codebook_bits.detach().float() * counts
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(values, "sum") if self.accelerator.num_processes > 1 else values

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from modeling_encodec.training.clips import Clip, UnusableClip, read_crop
 from modeling_encodec.training.corpora import Corpus, StreamedCorpus, choose, index_folder
+from modeling_encodec.training.in_memory import decode_corpora
 from modeling_encodec.training.options import RunConfig
 from modeling_encodec.training.reverberation import ImpulseResponses, reach, reverberate
 from modeling_encodec.worker_processes import items_in_turn
@@ -54,12 +55,15 @@ class TrainingAudio(Dataset):
         """For a model at `sampling_rate` Hz with so many `channels`.
 
         Raises:
-            ValueError: if the corpora and the chances leave nothing to draw, or no impulse response is usable.
+            ValueError: if the corpora and the chances leave nothing to draw, no impulse response is usable, or the
+                corpora do not fit into memory where they are to.
         """
         self.config, self.sampling_rate, self.channels = config, sampling_rate, channels
         self.samples = round(config.segment_seconds * sampling_rate)
         if self.samples < 1:
             raise ValueError(f"segment_seconds is {config.segment_seconds}, allowed: at least one sample")
+        if config.data_in_memory:
+            decode_corpora(corpora, sampling_rate, channels, config.workers)
         self.strategies = _strategies(config, corpora)
         self.impulses = None
         if config.impulse_responses and config.reverberation_chance > 0:

@@ -1,7 +1,5 @@
 """What an update does to weights, whatever the losses: gradients over processes, averaged weights."""
 
-import math
-
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -52,16 +50,19 @@ class Averages:
 
 def combine_gradients(
     parameters: list[nn.Parameter], accelerator: Accelerator, max_norm: float | None, reduction: str = "mean"
-) -> float:
+) -> torch.Tensor:
     """Average (or sum) gradients over processes, in one flat message, and scale them down to `max_norm`.
 
-    Returns their norm before that.
+    Returns their norm before that, a tensor of no dimensions where the gradients are.
     """
     if accelerator.num_processes > 1:
         flat = accelerator.reduce(torch.cat([parameter.grad.flatten() for parameter in parameters]), reduction)
         for parameter, gradient in zip(parameters, flat.split([parameter.numel() for parameter in parameters])):
             parameter.grad.copy_(gradient.view_as(parameter))
-    return float(nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm))
+    norm = nn.utils.get_total_norm(parameter.grad for parameter in parameters if parameter.grad is not None)
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 def _copy(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -53,7 +53,15 @@ class RunConfig:
     # Options that may differ between a run and its continuation: they do not change what is learned.
     free_options: ClassVar[set[str]] = {
         *("output", "resume", "extend", "max_minutes", "workers", "device", "trackers", "push_to", "index", "model"),
-        *("save_every", "validate_every", "log_every", "validation", "validation_clips", "validation_seconds"),
+        *(
+            "save_every",
+            "save_minutes",
+            "validate_every",
+            "log_every",
+            "validation",
+            "validation_clips",
+            "validation_seconds",
+        ),
     }
     at_least_1: ClassVar[tuple[str, ...]] = (
         *("epochs", "updates_per_epoch", "batch_size", "accumulation_steps", "save_every", "validate_every"),
@@ -78,6 +86,9 @@ class RunConfig:
     impulse_responses: str | None = option(None, "Folder of room impulse responses, for reverberation.")
     reverberation_chance: float = option(0.2, "Chance of reverberation, but for single music clips (paper 4.1).")
     index: str | None = option(None, "Folder that keeps what is learned of the files (default: index in the output).")
+    data_in_memory: bool = option(
+        False, "Decode all corpora into memory first, by all cores; 4 bytes a sample at the model's rate."
+    )
     workers: int = option(2, "Processes that read audio; any number gives the same batches.")
     validation: str | None = option(None, "Folder or manifest of held-out files, for SI-SNR and mel distance.")
     validation_clips: int = option(20, "Clips of --validation that are used, at most.")
@@ -89,7 +100,9 @@ class RunConfig:
     batch_size: int = option(64, "Examples of an update, over all processes and accumulation steps.")
     accumulation_steps: int = option(1, "Parts in which a process computes its share of a batch.")
     seed: int = option(0, "Every random choice follows from it and the update's number.")
-    max_minutes: float | None = option(None, "Stop cleanly and save so many minutes after the first update began.")
+    max_minutes: float | None = option(
+        None, "Stop in time to be saved so many minutes after the start; one update is always done."
+    )
 
     # Optimisation
     learning_rate: float = option(3e-4, "Adam's rate for the codec (paper 4.4).")
@@ -113,6 +126,7 @@ class RunConfig:
         False, "With --resume and other --epochs: go on although the rate's past would have been another with them."
     )
     save_every: int = option(1000, "Updates between checkpoints.")
+    save_minutes: float | None = option(None, "Minutes between checkpoints, besides.")
     validate_every: int = option(1000, "Updates between validations.")
     log_every: int = option(50, "Updates between lines of the log.")
     trackers: list[str] = option(["tensorboard"], "Accelerate's trackers; log.jsonl is always written.")
@@ -162,7 +176,7 @@ class RunConfig:
         require(self.gain_min <= self.gain_max, "gain_min", self.gain_min, f"at most gain_max ({self.gain_max})")
         for name in ("gain_min", "gain_max"):
             require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")
-        for name in ("max_minutes", "max_gradient_norm"):
+        for name in ("max_minutes", "save_minutes", "max_gradient_norm"):
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, value, "none or a finite number above 0")
         names = [corpus.name for corpus in self.corpora]

@@ -54,6 +54,7 @@ class TrainingRun:
             FileExistsError: if the output folder holds a run that is not to be resumed.
             FileNotFoundError: if there is no checkpoint to resume from.
         """
+        self.started, self.slowest_save = time.monotonic(), 0.0
         self.config, self.folder = config, Path(config.output)
         self.accelerator = make_accelerator(config)
         self.own: OwnFolder | None = None  # of the main process
@@ -75,7 +76,6 @@ class TrainingRun:
                 `push_to`, as `push_folder`; so are PermissionError, ConnectionError and RuntimeError.
             FileNotFoundError: if the output folder was deleted.
         """
-        self.started = time.monotonic()
         push_to = self.config.push_to if self.accelerator.is_main_process else None
         if push_to:
             make_repository(push_to)  # a name or token that does not do is better known now
@@ -83,9 +83,10 @@ class TrainingRun:
         with self._own_folder(make=True), StopSignals() as signals, self.reporter:
             if self.update == 0:
                 self.start()
-                self.save()
+                self._save()
+            self.saved = time.monotonic()
             done = self._loop(signals)
-            self.save()
+            self._save()
         if done and push_to:
             push_folder(self.folder / "model", push_to, message="Trained with modeling-encodec")
         return "finished" if done else "stopped"
@@ -136,7 +137,13 @@ class TrainingRun:
         with bar, closing(self.batches(self.update, config.workers, asked)) as batches:
             while self.update < config.updates:
                 batch = next(batches, None)  # none: asked to stop, perhaps while waiting for it
-                if self._should_stop(batch is None, signals.received):
+                stop, save = self._agreed(batch is None, self._save_is_due())
+                if save and self.update > begun:
+                    self._save()
+                if stop:
+                    logger.info(
+                        "stopping after update %d (%s)", self.update, signals.received or "time, or another process"
+                    )
                     return False
                 self.reporter.skipped(batch["skipped"])
                 losses = self.one_update(batch)
@@ -150,8 +157,15 @@ class TrainingRun:
                     self.log()
                 self.show()
                 if self.update % config.save_every == 0 and self.update < config.updates:
-                    self.save()
+                    self._save()
         return True
+
+    def _save(self) -> None:
+        """`save`, and note when, and how long it took."""
+        begun = time.monotonic()
+        self.save()
+        self.saved = time.monotonic()
+        self.slowest_save = max(self.slowest_save, self.saved - begun)
 
     def checked(self, learn: Callable, name: str, batch: torch.Tensor) -> dict[str, float]:
         """Losses of `learn(batch, update)`; a batch that makes them other than finite is kept, under `name`.
@@ -174,17 +188,20 @@ class TrainingRun:
             logger.info("update %d of %d: %s", self.update, self.config.updates, text)
 
     def _late(self) -> bool:
+        """Whether the time limit leaves no more than what saving takes."""
         limit = self.config.max_minutes
-        return limit is not None and time.monotonic() - self.started > 60 * limit
+        return limit is not None and time.monotonic() + self.slowest_save - self.started > 60 * limit
 
-    def _should_stop(self, stop: bool, signal_name: str) -> bool:
-        """Whether any of the processes is to `stop`, by a signal or the clock: all stop before the same update."""
-        if self.accelerator.num_processes > 1:
-            flag = torch.tensor(float(stop), dtype=torch.float32, device=self.accelerator.device)
-            stop = bool(self.accelerator.reduce(flag, "sum") > 0)
-        if stop:
-            logger.info("stopping after update %d (%s)", self.update, signal_name or "time, or another process")
-        return stop
+    def _save_is_due(self) -> bool:
+        minutes = self.config.save_minutes
+        return minutes is not None and time.monotonic() - self.saved > 60 * minutes
+
+    def _agreed(self, *asked: bool) -> list[bool]:
+        """Of each, whether any of the processes asks for it: all stop, and save, before the same update."""
+        if self.accelerator.num_processes == 1:
+            return list(asked)
+        flags = torch.tensor([float(flag) for flag in asked], dtype=torch.float32, device=self.accelerator.device)
+        return [count > 0 for count in self.accelerator.reduce(flags, "sum").tolist()]
 
     def batches(self, start: int, workers: int, stop: Callable[[], bool] = lambda: False):
         """This process's batches, from number `start` on, until `stop` says so."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from modeling_encodec.batching_encodec import to_device
 from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.json_files_encodec import one_line_errors
 from modeling_encodec.modeling_encodec import EncodecModel
@@ -98,7 +99,7 @@ class CodecTrainer(TrainingRun):
 
     def one_update(self, batch: dict) -> dict[str, float]:
         """One update by this process's share of its `batch`, whose "audio" is (B, channels, T); its losses by name."""
-        losses = self.checked(self.codec.run, "audio", batch["audio"].to(self.accelerator.device))
+        losses = self.checked(self.codec.run, "audio", to_device(batch["audio"], self.accelerator.device))
         self.averages.update()
         return losses
 
