@@ -140,11 +140,12 @@ class Bench:
             if self.on_gpu:
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
-            if not self.rehearse:
+                before = torch.cuda.memory_allocated()
+            if self.on_gpu or not self.rehearse:
                 call()
             if self.on_gpu:
                 torch.cuda.synchronize()
-                side["peak_GB"] = torch.cuda.max_memory_allocated() / 1e9
+                side["peak_GB"] = (torch.cuda.max_memory_allocated() - before) / 1e9  # above models and inputs
             if count:
                 from work import work_of
 

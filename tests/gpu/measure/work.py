@@ -26,8 +26,9 @@ class _Counter(TorchDispatchMode):
         if not looks:  # a view moves nothing
             self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in given + made)
         if "_cudnn_rnn.default" in name or "mkldnn_rnn_layer.default" in name:
-            frames = given[0].shape[0] * given[0].shape[1]
-            self.flops += 2 * frames * sum(tensor.numel() for tensor in given[1:] if tensor.dim() == 2)
+            weights = args[1] if isinstance(args[1], (list, tuple)) else args[1:3]
+            frames = args[0].shape[0] * args[0].shape[1]
+            self.flops += 2 * frames * sum(weight.numel() for weight in weights if weight.dim() == 2)
         elif (count := flop_registry.get(function.overloadpacket)) is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=output)
         return output
