@@ -1,5 +1,6 @@
 """`make gpu` without a GPU: every part is rehearsed on the CPU, results are kept, what is missing is gone on with."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -10,10 +11,13 @@ import torch
 
 
 MEASURE = Path(__file__).parent / "gpu" / "measure"
-sys.path.append(str(MEASURE))
+sys.path.insert(0, str(MEASURE))
 import bench as measuring  # noqa: E402
 from report import markdown, read_parts  # noqa: E402
 from work import work_of  # noqa: E402
+
+from modeling_encodec.doctor.examination import examine  # noqa: E402
+from modeling_encodec.precision_encodec import has_bfloat16  # noqa: E402
 
 
 QUICK = ("codes", "files", "kernels", "lm")
@@ -82,6 +86,51 @@ def test_what_is_there_is_not_measured_again(quick):
     before = (quick / "lm.json").read_bytes()
     done = measure("--rehearse", "--out", quick, "lm")
     assert done.returncode == 0 and "lm: there already" in done.stdout and (quick / "lm.json").read_bytes() == before
+
+
+# ---- the same on the pretended card --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """The pretended CUDA device of tests/gpu; `make gpu` itself is for a real one."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a real one")
+    monkeypatch.syspath_prepend(str(MEASURE.parent))
+    pretended = pytest.importorskip("pretended")
+    try:
+        pretended.load_guard()
+    except pretended.NoCompiler as reason:
+        pytest.skip(f"no pretended GPU: {reason}")
+    has_bfloat16.cache_clear()  # which knows devices by their names
+    with pretended.pretended_device():
+        yield "cuda:0"
+    has_bfloat16.cache_clear()
+
+
+def measure_here(part: str, card: str, out: Path) -> dict:
+    """The part's results there, in this process."""
+    bench = measuring.Bench(part, card, True, out / f"{part}.json", measuring.describe(card))
+    importlib.import_module(f"part_{part}").measure(bench)
+    assert bench.finish()
+    return all_is_well(out, part)
+
+
+@pytest.mark.parametrize("part", ["codes", "files", "kernels", "streams", "lm"])
+def test_a_part_is_rehearsed_on_the_pretended_card(part, card, tmp_path):
+    found = measure_here(part, card, tmp_path)
+    sides = [side for result in found.values() for side in result.get("sides", {}).values()]
+    assert all("peak_GB" in side for side in sides)
+
+
+@pytest.mark.slow
+def test_the_codec_is_rehearsed_on_the_pretended_card(card, tmp_path):
+    assert len(measure_here("codec", card, tmp_path)) == 13
+
+
+def test_doctor_finds_the_pretended_card_healthy(card):
+    found = examine([card])
+    assert found.healthy and found.verdict == "healthy: cuda:0 exact and fast", found.problems
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------
