@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # The `encodec` package asks for torchaudio, whose wheels ask for CUDA; the tests need neither (tests/peers.py).
 PEERS := encodec==0.1.1 einops
 
-.PHONY: demo test test-all test-newest lint docs cards notebooks screenshot bench bench-streaming bench-memory bench-lm bench-training bench-tokenize clean
+.PHONY: demo test test-all test-newest lint docs cards notebooks screenshot gpu gpu-rehearsal bench bench-streaming bench-memory bench-lm bench-training bench-tokenize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/modeling-encodec demo --out demo_output --force
@@ -44,6 +44,15 @@ screenshot: $(VENV)/.dev
 
 cards: $(VENV)/.dev
 	$(BIN)/python -m modeling_encodec.conversion.model_card model_cards/
+
+# On a machine with a GPU, without a network; `make gpu PARTS="devices codec"` takes parts alone. Neither needs more than
+# torch and transformers: the environment's Python where there is one, or the machine's.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:
+	$(GPU_PYTHON) tests/gpu/measure $(PARTS)
+
+gpu-rehearsal:
+	$(GPU_PYTHON) tests/gpu/measure --rehearse --out build/gpu_rehearsal $(PARTS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_codec.py

@@ -14,6 +14,7 @@ import typer
 from modeling_encodec.commands.coding import decode, encode, info
 from modeling_encodec.commands.convert import convert
 from modeling_encodec.commands.demo import demo
+from modeling_encodec.commands.doctor import doctor
 from modeling_encodec.commands.evaluate import evaluate
 from modeling_encodec.commands.models import export, train, train_lm
 from modeling_encodec.commands.parts import parts
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="EnCodec: audio to .ecdc files and back.",
 )
-for command in (encode, decode, info, export, demo, train, convert, push, plot):
+for command in (encode, decode, info, export, demo, train, convert, push, plot, doctor):
     app.command()(command)
 app.command("train-lm")(train_lm)
 app.add_typer(evaluate, name="evaluate")

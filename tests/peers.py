@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
 import torch
 import transformers
 from torch import distributed, multiprocessing
@@ -90,6 +89,8 @@ def original_discriminator(discriminator: MultiScaleSTFTDiscriminator):
 def lm_pair(codebooks, codebook_size, width, layers, context, seed=0):
     """The original's language model with random weights, none of them zero or one, and ours with the same."""
     if import_encodec() is None:
+        import pytest  # here alone: measurements take peers where there are no tests
+
         pytest.skip("the encodec package is not installed")
     torch.manual_seed(seed)
     make = import_encodec("encodec.model").LMModel
