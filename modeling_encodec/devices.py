@@ -16,7 +16,7 @@ def find_device(name: str, number: int = 0) -> torch.device:
             device = torch.device("cuda", number % torch.cuda.device_count())
         if device.type == "meta":  # which computes nothing
             raise RuntimeError("meta")
-        torch.empty(1, device=device)
+        torch.empty(1, dtype=torch.float32, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         if "forked subprocess" in str(error):
             raise ValueError(

@@ -381,20 +381,19 @@ def _lstm_forward(module: nn.LSTM, cache: WeightCache, x: Tensor, hx: tuple[Tens
 
 
 def _lstm_on_cuda(module: nn.LSTM, cache: WeightCache, x: Tensor, hx: tuple[Tensor, Tensor]):
-    """The same by cuDNN, in float32 where bfloat16 is asked for: autocast would make it float16 whatever was asked
-    for, older versions go step by step, and a sequence is bound by its length, not by its arithmetic."""
+    """The same by cuDNN, in float32 where bfloat16 is asked for: older versions would go step by step, and a sequence
+    is bound by its length, not by its arithmetic."""
     dtype, parameters = x.dtype, [getattr(module, name) for name in module._flat_weights_names]
-    inner = torch.float32 if dtype == torch.bfloat16 or torch.is_autocast_enabled("cuda") else dtype
+    inner = torch.float32 if dtype == torch.bfloat16 else dtype
     x, hx = x.to(inner), tuple(part.to(inner) for part in hx)
-    with torch.autocast("cuda", enabled=False):
-        if parameters[0].dtype == inner:
-            weights = parameters
-            _flatten(module, parameters)
-        elif torch.is_grad_enabled():
-            weights = [part.to(inner) for part in parameters]
-        else:
-            weights = cache.get(inner, parameters, lambda: _in_one_piece(module, parameters, inner))
-        y, *state = lstm(x, *hx, weights)
+    if parameters[0].dtype == inner:
+        weights = parameters
+        _flatten(module, parameters)
+    elif torch.is_grad_enabled():
+        weights = [part.to(inner) for part in parameters]
+    else:
+        weights = cache.get(inner, parameters, lambda: _in_one_piece(module, parameters, inner))
+    y, *state = lstm(x, *hx, weights)
     return y.to(dtype), tuple(part.to(dtype) for part in state)
 
 

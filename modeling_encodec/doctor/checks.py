@@ -93,7 +93,7 @@ class Checks:
     def _codes(self) -> Iterator[Check]:
         """Latents and codes of both clips together: on a CPU with one thread, and with several."""
         golden, model = self.golden, self.model
-        mask = torch.arange(golden.audio.shape[2]) < golden.lengths[:, None]
+        mask = torch.arange(golden.audio.shape[2], device="cpu") < golden.lengths[:, None]
         for threads in [1, max(2, torch.get_num_threads())] if self.device.type == "cpu" else [None]:
             with nullcontext() if threads is None else thread_count(threads):
                 coded = model.encode(

@@ -81,7 +81,8 @@ def digests(frequencies: torch.Tensor) -> torch.Tensor:
     """Of each frame of frequencies (1, K, F, codebook_size), as (F,) int64."""
     frames = frequencies[0].transpose(0, 1).cpu().numpy().astype("<i4")
     hashes = [hashlib.sha256(np.ascontiguousarray(frame).tobytes()).digest()[:8] for frame in frames]
-    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in hashes])
+    numbers = [int.from_bytes(digest, "little", signed=True) for digest in hashes]
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
 
 def fingerprints(model: EncodecModel, lm: EncodecLM) -> dict[str, str]:

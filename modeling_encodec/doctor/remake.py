@@ -32,9 +32,9 @@ def make_golden() -> Golden:
         rows.append(
             audio[:, int(start * rate) : int((start + seconds) * rate)].mul(32768).round().clamp(-32768, 32767)
         )
-    lengths = torch.tensor([row.shape[1] for row in rows])
+    lengths = torch.tensor([row.shape[1] for row in rows], dtype=torch.int64, device="cpu")
     audio = torch.stack([torch.nn.functional.pad(row, (0, int(lengths.max()) - row.shape[1])) for row in rows]) / 32768
-    mask = torch.arange(audio.shape[2]) < lengths[:, None]
+    mask = torch.arange(audio.shape[2], device="cpu") < lengths[:, None]
     coded = model.encode(audio, mask, num_quantizers=model.config.num_quantizers, return_latents=True)
     decoded = model.decode(**coded).audio_values
     counts, _ = lm.frequencies(previous_frames(coded.audio_codes[0]))

@@ -12,6 +12,10 @@ from .guard import load_guard
 from .shapes import Shapes
 
 
+# Operations that only ask of, or make, memory on the CPU that a GPU can read by itself.
+PINNING = ("is_pinned", "_pin_memory", "pin_memory")
+
+
 class DeviceError(RuntimeError):
     """What a GPU would refuse."""
 
@@ -148,7 +152,7 @@ class PretendedDevice:
         name = ops.name_of(func)
         ours = [t for t in ops.tensors_in(args, kwargs) if isinstance(t, DeviceTensor)]
         wanted = None if kwargs.get("device") is None else torch.device(kwargs["device"])
-        to_device = wanted is not None and wanted.type == "cuda" and name not in ("is_pinned", "_pin_memory")
+        to_device = wanted is not None and wanted.type == "cuda" and name not in PINNING
         if not ours and not to_device:
             return self._on_cpu(func, name, args, kwargs)
         if os.getpid() != self.process:
@@ -182,7 +186,7 @@ class PretendedDevice:
         """An operation of the CPU; memory that is pinned is the CPU's, and remembered."""
         if name == "is_pinned":
             return args[0].untyped_storage() in self._pinned
-        if name == "_pin_memory":
+        if name in ("_pin_memory", "pin_memory"):  # in inference mode the second comes as it is
             return self._pin(args[0].clone())
         if kwargs.get("pin_memory"):
             return self._pin(func(*args, **(kwargs | {"pin_memory": False})))

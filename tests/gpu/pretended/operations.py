@@ -24,6 +24,7 @@ WAITS = {
 NO_LAUNCH = {
     "empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "_local_scalar_dense", "detach", "alias",
     "_unsafe_view", "lift_fresh", "is_same_size", "_fused_sdp_choice", "set_", "is_pinned", "_pin_memory",
+    "pin_memory",
 }  # fmt: skip
 # Kernels of one call, where they are not one.
 LAUNCHES = {
