@@ -2,6 +2,7 @@
 """Rows of a batch: their lengths checked on the way in, grouped for computing, their chunks stacked on the way out."""
 
 import itertools
+import math
 from collections import Counter
 
 import numpy as np
@@ -14,11 +15,12 @@ from .inputs_encodec import audio_array, plain_array, scale_pcm, shown
 BYTES_PER_SAMPLE = 20
 
 
-def group_by_length(lengths: list[int], most: int) -> list[list[int]]:
-    """Indices of similar `lengths` together, at most `most` samples a group, padding counted."""
+def group_by_length(lengths: list[int], most: int, longest: float = math.inf) -> list[list[int]]:
+    """Indices of similar `lengths` together, ascending, at most `most` samples a group, padding counted, of which
+    `longest` of a row are there at a time."""
     groups = []
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if groups and (len(groups[-1]) + 1) * lengths[index] <= most:
+        if groups and (len(groups[-1]) + 1) * min(lengths[index], longest) <= most:
             groups[-1].append(index)
         else:
             groups.append([index])
@@ -26,19 +28,17 @@ def group_by_length(lengths: list[int], most: int) -> list[list[int]]:
 
 
 def group_alike(lengths: list[int], most: int, longest: int) -> list[list[int]]:
-    """The same for an accelerator, which computes `longest` samples of a row at a time. A length that a quarter of
-    the rows have makes groups of its own: equal rows need no padding, nor masks. Rows of a group ascend in length."""
-    counts = Counter(lengths)
-    common = {length for length, count in counts.items() if count > 1 and 4 * count >= len(lengths)}
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i] in common and lengths[i], lengths[i], i))
-    groups, kind = [], None
-    for index in order:
-        kind, before = lengths[index] in common and lengths[index], kind
-        if groups and kind == before and (len(groups[-1]) + 1) * min(lengths[index], longest) <= most:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
+    """The same for an accelerator. A length that a quarter of the rows have makes groups of its own: equal rows need
+    no padding, nor masks."""
+    counts, kinds = Counter(lengths), {None: []}
+    for index, length in enumerate(lengths):
+        common = counts[length] > 1 and 4 * counts[length] >= len(lengths)
+        kinds.setdefault(length if common else None, []).append(index)
+    return [
+        [kind[place] for place in group]
+        for kind in kinds.values()
+        for group in group_by_length([lengths[index] for index in kind], most, longest)
+    ]
 
 
 def accelerator_frames(config, device: torch.device, most: int) -> int:
