@@ -87,21 +87,22 @@ def unfit_versions() -> dict[str, str]:
 
 def devices() -> dict[str, str]:
     """Every device that PyTorch can compute on here, with its name and memory."""
+    from modeling_encodec.devices import devices_here
+
+    return {name: _about(name) for name in devices_here()}
+
+
+def _about(device: str) -> str:
     import torch
 
-    threads, cores = torch.get_num_threads(), os.cpu_count()
-    found = {"cpu": f"{cpu_name()}, {cores} cores, {threads} thread{'s' if threads > 1 else ''}"}
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            card = torch.cuda.get_device_properties(index)
-            found[f"cuda:{index}"] = f"{card.name}, {card.total_memory / 1e9:.1f} GB"
-    if torch.backends.mps.is_available():
-        found["mps"] = f"Apple GPU, {torch.mps.recommended_max_memory() / 1e9:.1f} GB"
-    if torch.xpu.is_available():
-        for index in range(torch.xpu.device_count()):
-            card = torch.xpu.get_device_properties(index)
-            found[f"xpu:{index}"] = f"{card.name}, {card.total_memory / 1e9:.1f} GB"
-    return found
+    kind, _, index = device.partition(":")
+    if kind == "cpu":
+        threads, cores = torch.get_num_threads(), os.cpu_count()
+        return f"{cpu_name()}, {cores} cores, {threads} thread{'s' if threads > 1 else ''}"
+    if kind == "mps":
+        return f"Apple GPU, {torch.mps.recommended_max_memory() / 1e9:.1f} GB"
+    card = getattr(torch, kind).get_device_properties(int(index))
+    return f"{card.name}, {card.total_memory / 1e9:.1f} GB"
 
 
 def drivers() -> dict[str, str]:
