@@ -211,9 +211,13 @@ class Conv1d(_Convolution, nn.Conv1d):
     def arrange(self):
         return self.weight.unsqueeze(2), self.bias
 
+    def is_plain(self) -> bool:
+        """Whether it is one of ours, and not an adapter's."""
+        return self._parameters["bias"] is not None and self.groups == 1 and self.padding == (0,)
+
     def forward(self, x):
         """(B, C, T) -> (B, C', T'); nothing of what is shorter than the kernel reaches."""
-        if self._parameters["bias"] is None or self.groups != 1 or self.padding != (0,):  # none of ours: an adapter's
+        if not self.is_plain():
             return super().forward(x)
         weight, bias = self.ready(x.dtype)
         (stride,), (dilation,) = self.stride, self.dilation

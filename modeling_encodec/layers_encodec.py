@@ -23,6 +23,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from .configuration_encodec import EncodecConfig
 from .kernels_encodec import ELU, Conv1d, ConvTranspose1d, GroupNorm, join, lstm, lstm_steps, operator
+from .training_kernels_encodec import residual_unit
 from .weight_cache_encodec import WeightCache
 
 
@@ -327,6 +328,8 @@ class EncodecResnetBlock(Layer):
 
     def advance(self, x, state, end, lengths):
         """(B, C, 1, T) -> the same; the skip waits in the buffer of the first convolution for its frames."""
+        if state is None and end and lengths is None and self._trains_alone(x):
+            return self._as_one(x), None
         (before, narrow, between, widen), step = self.block, Step(lengths=lengths)
         buffer = narrow.extend(x, state, end, lengths)
         # One with hardly any channels comes in float32 (`kernels_encodec`).
@@ -341,6 +344,28 @@ class EncodecResnetBlock(Layer):
             return (y + skip).unsqueeze(2), rest
         y += skip
         return y.unsqueeze(2), rest
+
+    def _trains_alone(self, x) -> bool:
+        """Whether whole signals are trained on a CPU, with nobody in between who looks or changes."""
+        if not (self.training and torch.is_grad_enabled() and x.device.type == "cpu"):
+            return False
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return False
+        narrow, layers = self.block[1], [part for part in (*self.block, self.shortcut) if isinstance(part, Layer)]
+        return (
+            narrow.pad_mode == "reflect"
+            and x.shape[3] > max(narrow.left, narrow.right)
+            and not any(hasattr(layer, "norm") or not layer.conv.is_plain() for layer in layers)
+            and not any(is_watched(part) for part in (*self.block, self.shortcut, *(layer.conv for layer in layers)))
+        )
+
+    def _as_one(self, x):
+        """The same as one node of the graph."""
+        _, narrow, _, widen = self.block
+        own = isinstance(self.shortcut, EncodecConv1d)
+        parts = [layer.conv.arrange() for layer in (narrow, widen, *([self.shortcut] if own else []))]
+        parts += [] if own else [None]
+        return residual_unit(x, *parts, narrow.left, narrow.conv.dilation[0])
 
     def outputs(self, count: int) -> int:
         """As the first convolution's, the only one that looks at more than one sample."""

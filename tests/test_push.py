@@ -31,7 +31,7 @@ CODE = {
     for name in (
         *("batching", "checked_config", "configuration", "inputs", "json_files", "kernels", "layers", "loading"),
         *("modeling", "onednn", "outputs", "parameter_counts", "pickling", "precision", "quantization", "seanet"),
-        *("upstream", "weight_cache", "chunks"),
+        *("upstream", "weight_cache", "chunks", "training_kernels"),
     )
 }
 

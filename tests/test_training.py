@@ -28,6 +28,7 @@ from modeling_encodec.evaluation.metrics import si_snr
 from modeling_encodec.modeling_encodec import EncodecModel
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
 from modeling_encodec.training import run as run_module
+from modeling_encodec.training.adversary import Adversary
 from modeling_encodec.training.checkpoint import load_discriminators
 from modeling_encodec.training.codec_update import CodecUpdate, NonFiniteLoss, choices_of
 from modeling_encodec.training.run import make_accelerator
@@ -127,6 +128,41 @@ def test_discriminators_join_when_told(config):
     assert ["train/discriminator" in line for line in lines] == [False, False, True, True, True, True]
     assert ["share/adversarial" in line for line in lines] == [False, False, False, False, True, True]
     assert len(trainer.codec.adversaries) == 2  # one for each bandwidth
+
+
+def test_discriminators_judge_a_stretch(config, monkeypatch):
+    """The same samples of both signals, of the length asked for, at a place that chance and the seed decide."""
+    options = dataclasses.replace(config, discriminator_seconds=0.1, segment_seconds=0.2)
+    seen, judge = [], Adversary.losses
+
+    def losses(self, decoded, target, **options):
+        seen.append(target)
+        assert decoded.shape == target.shape
+        return judge(self, decoded, target, **options)
+
+    monkeypatch.setattr(Adversary, "losses", losses)
+    codec = CodecUpdate(build_model(options), options, make_accelerator(options))
+    audio = torch.randn(4, 1, 4800, generator=torch.Generator().manual_seed(0)) * 0.1
+    for update in range(20):
+        codec.run(audio, update)
+    windows = audio.unfold(2, 2400, 1)
+    places = [(windows == part[:, :, None]).all(3).all(0).all(0).nonzero().item() for part in seen]
+    assert len(places) == 20 and max(places) - min(places) > 1200 and max(places) <= 2400
+
+
+def test_gradient_norms_are_measured_now_and_then(config, tmp_path):
+    """Between measurements the factors stay; a loss that joins is measured at once."""
+    options = dataclasses.replace(
+        config, balancer_every=4, adversarial_start=2, updates_per_epoch=8, output=str(tmp_path / "now and then")
+    )
+    codec = CodecUpdate(build_model(options), options, make_accelerator(options))
+    audio = torch.randn(4, 1, 4800, generator=torch.Generator().manual_seed(0)) * 0.1
+    sums = []
+    for update in range(8):
+        codec.run(audio, update)
+        sums.append({name: float(value) for name, value in codec.balancer.sums.items()})
+    changed = [update for update in range(1, 8) if sums[update] != sums[update - 1]]
+    assert changed == [2, 4] and set(sums[1]) == {"waveform", "mel"} and len(sums[2]) == 4
 
 
 def test_rates_rise_and_fall(config):

@@ -22,7 +22,7 @@ from modeling_encodec.training.losses import MelLoss, discriminator_loss, featur
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # the original's weight norm
 
-KINDS = ["paper", "audiocraft"]
+KINDS = ["paper", "audiocraft", "log"]
 WEIGHTS = {"waveform": 0.1, "mel": 1.0, "adversarial": 3.0, "feature": 3.0}
 
 
@@ -171,8 +171,8 @@ def test_feature_loss_pulls_on_the_decoded_side_alone_and_silence_does_no_harm()
 # ---- mel ---------------------------------------------------------------------------------------------------------
 
 
-def plain_mel(audio: np.ndarray, rate: int, window: int, lowest: float) -> np.ndarray:
-    """(T,) to (frames, 64), from the definitions."""
+def plain_mel(audio: np.ndarray, rate: int, window: int, lowest: float, bands: int = 64) -> np.ndarray:
+    """(T,) to (frames, bands), from the definitions."""
     hop, side = window // 4, (window - window // 4) // 2
     audio = np.pad(audio.astype(np.float64), (0, max(0, side + 1 - len(audio))))
     audio = np.concatenate([audio[side:0:-1], audio, audio[-2 : -side - 2 : -1]])
@@ -184,7 +184,7 @@ def plain_mel(audio: np.ndarray, rate: int, window: int, lowest: float) -> np.nd
         frames.append(np.abs(np.fft.rfft(np.pad(piece, (0, window - len(piece))) * hann)) ** 2)
     frequencies = np.arange(window // 2 + 1) * rate / window
     low, high = (2595 * np.log10(1 + f / 700) for f in (lowest, rate / 2))
-    corners = 700 * (10 ** (np.linspace(low, high, 66) / 2595) - 1)
+    corners = 700 * (10 ** (np.linspace(low, high, bands + 2) / 2595) - 1)
     filters = []
     for left, centre, right in zip(corners, corners[1:], corners[2:]):
         triangle = np.minimum((frequencies - left) / (centre - left), (right - frequencies) / (right - centre))
@@ -193,12 +193,16 @@ def plain_mel(audio: np.ndarray, rate: int, window: int, lowest: float) -> np.nd
 
 
 def plain_mel_loss(decoded: np.ndarray, target: np.ndarray, rate: int, kind: str) -> float:
-    exponents, lowest = (range(6, 11), 64) if kind == "audiocraft" else (range(5, 12), 0)
+    exponents = {"paper": range(5, 12), "audiocraft": range(6, 11), "log": range(6, 12)}[kind]
     terms = []
-    for window in (2**i for i in exponents):
+    for exponent in exponents:
+        settings = 2**exponent, 64 if kind == "audiocraft" else 0, 5 * 2 ** (exponent - 6) if kind == "log" else 64
         pairs = []
         for example in zip(decoded, target):
-            pairs.append([np.stack([plain_mel(channel, rate, window, lowest) for channel in x]) for x in example])
+            pairs.append([np.stack([plain_mel(channel, rate, *settings) for channel in x]) for x in example])
+        if kind == "log":
+            terms.append(np.mean([np.abs(np.log10(a + 1e-8) - np.log10(b + 1e-8)).mean() for a, b in pairs]))
+            continue
         terms.append(np.mean([np.abs(a - b).mean() for a, b in pairs]))
         if kind == "audiocraft":
             terms.append(np.mean([((np.log10(a + 1e-5) - np.log10(b + 1e-5)) ** 2).mean() for a, b in pairs]))
@@ -231,7 +235,7 @@ def test_mel_gradients_are_finite(kind, case):
     target = torch.zeros(2, 1, 3000) if case == "silence" else noise(2, 1, 3000)
     decoded = (target + (1e-12 if case == "near" else 0)).requires_grad_()
     loss = MelLoss(24000, kind)
-    assert (loss.scales[0].filters == 0).all(0).any()  # bands without a bin
+    assert kind == "log" or (loss.scales[0].filters == 0).all(0).any()  # bands without a bin
     loss(decoded, target).backward()
     assert torch.isfinite(decoded.grad).all()
     assert decoded.grad.abs().max() < 1e-3  # nothing to pull at
@@ -248,9 +252,7 @@ def test_mel_loss_is_float32_under_autocast(kind):
 # ---- a batch is the mean of its examples -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["paper", "audiocraft", "hinge", "linear", "discriminator", "relative", "absolute", "waveform"]
-)
+@pytest.mark.parametrize("name", [*KINDS, "hinge", "linear", "discriminator", "relative", "absolute", "waveform"])
 def test_a_batchs_loss_and_gradient_are_the_means_of_its_examples(name):
     discriminator = make_discriminator(filters=3)
     loudness = torch.tensor([0.1, 1.0, 5.0]).view(-1, 1, 1)

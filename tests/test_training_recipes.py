@@ -13,6 +13,7 @@ from modeling_encodec.training.configuration import TrainingConfig, load_config
 from modeling_encodec.training.debian_corpora import (
     DOMAINS,
     PACKAGES,
+    TRAINING_ALONE,
     download,
     held_out,
     kind_of,
@@ -157,11 +158,18 @@ def test_wrong_override_is_refused():
 
 def test_held_out_rule_on_known_paths():
     voices = "usr/share/asterisk/sounds"
-    assert held_out(f"{voices}/it_IT_m_Carlo/vm-first.g722")
-    assert held_out(f"{voices}/en_US_f_Allison/screen-callee-options.g722")
-    assert held_out(f"{GAME}/Music/Sheep.ogg")
-    assert not held_out(f"{voices}/en_US_f_Allison/your.g722")
-    assert not held_out("usr/share/scummvm/drascula/audio/track7.ogg")
+    assert held_out("asterisk-core-sounds-it-g722", f"{voices}/it_IT_m_Carlo/vm-first.g722")
+    assert held_out("asterisk-core-sounds-en-g722", f"{voices}/en_US_f_Allison/screen-callee-options.g722")
+    assert held_out("hedgewars-data", f"{GAME}/Music/Sheep.ogg")
+    assert not held_out("asterisk-core-sounds-en-g722", f"{voices}/en_US_f_Allison/your.g722")
+    assert not held_out("drascula-music", "usr/share/scummvm/drascula/audio/track7.ogg")
+
+
+def test_what_is_held_out_stays_when_packages_are_added():
+    assert set(TRAINING_ALONE) < set(PACKAGES)
+    paths = [f"usr/share/games/warzone2100/music/{number}.opus" for number in range(300)]
+    assert not any(held_out("warzone2100-music", path) for path in paths)
+    assert any(held_out("wesnoth-1.16-music", path) for path in paths)
 
 
 def test_kinds_of_files():

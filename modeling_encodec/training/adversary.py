@@ -7,6 +7,7 @@ import torch
 from modeling_encodec.training.configuration import TrainingConfig
 from modeling_encodec.training.discriminator import MultiScaleSTFTDiscriminator, windows_for
 from modeling_encodec.training.losses import discriminator_loss, feature_loss, generator_loss
+from modeling_encodec.training.optimization import adam
 
 
 @dataclass
@@ -27,9 +28,7 @@ class Adversary:
             network = MultiScaleSTFTDiscriminator(windows_for(sampling_rate), config.discriminator_filters)
         self.network = network.to(device)
         self.judge = torch.compile(self.network) if config.compile else self.network
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), config.discriminator_learning_rate, (config.beta1, config.beta2)
-        )
+        self.optimizer = adam(self.network.parameters(), config.discriminator_learning_rate, config)
 
     def losses(self, decoded: torch.Tensor, target: torch.Tensor, *, learn: bool, weight: float = 1.0) -> Verdict:
         """Judge `decoded` beside `target`, both (B, channels, T); with `learn` also add to the network's gradients.

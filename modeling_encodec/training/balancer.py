@@ -35,6 +35,10 @@ class Balancer:
         self.counts: dict[str, float] = {}
         self.norms: dict[str, torch.Tensor] = {}
 
+    def knows(self, losses) -> bool:
+        """Whether each of these losses that takes part has been measured."""
+        return all(name in self.sums for name in losses if name in self.weights)
+
     def measure(self, losses: dict[str, torch.Tensor], output: torch.Tensor) -> dict[str, torch.Tensor]:
         """Gradient of every loss with respect to `output` (B, channels, T); their norms enter the running means.
 

@@ -21,16 +21,18 @@ from modeling_encodec.training.balancer import Balancer
 from modeling_encodec.training.configuration import TrainingConfig
 from modeling_encodec.training.discriminator import windows_for
 from modeling_encodec.training.losses import MelLoss
-from modeling_encodec.training.optimization import NonFiniteLoss, combine_gradients
+from modeling_encodec.training.optimization import NonFiniteLoss, adam, combine_gradients
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What chance decides in one update: bandwidth in kbps, whether the discriminator learns, revival's seed."""
+    """What chance decides in one update: bandwidth in kbps, whether the discriminator learns, revival's seed, and how
+    far into the examples the stretch begins that is judged, from 0 to 1."""
 
     bandwidth: float
     discriminator_learns: bool
     codebook_seed: int
+    judged_from: float
 
 
 def choices_of(config: TrainingConfig, bandwidths: list[float], update: int) -> Choices:
@@ -38,7 +40,7 @@ def choices_of(config: TrainingConfig, bandwidths: list[float], update: int) -> 
     rng = np.random.default_rng([config.seed, 1, update])
     bandwidth = bandwidths[rng.integers(len(bandwidths))]
     learns = rng.random() < config.discriminator_chance
-    return Choices(bandwidth, bool(learns), int(rng.integers(2**63 - 1)))
+    return Choices(bandwidth, bool(learns), int(rng.integers(2**63 - 1)), rng.random())
 
 
 class CodecUpdate:
@@ -52,7 +54,7 @@ class CodecUpdate:
         self.encoder = torch.compile(model.encoder) if config.compile else model.encoder
         self.decoder = torch.compile(model.decoder) if config.compile else model.decoder
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, (config.beta1, config.beta2))
+        self.optimizer = adam(self.parameters, config.learning_rate, config)
         self.mel_loss = MelLoss(model.config.sampling_rate, config.mel_loss).to(accelerator.device)
         weights = {
             "waveform": config.waveform_weight,
@@ -74,9 +76,10 @@ class CodecUpdate:
         if config.adversarial_weight or config.feature_weight:
             self.adversaries = {str(name): Adversary(config, rate, accelerator.device) for name in names}
             shortest = max(windows_for(rate)) / rate
-            if config.segment_seconds < shortest:
+            name = "segment_seconds" if config.discriminator_seconds is None else "discriminator_seconds"
+            if getattr(config, name) < shortest:
                 raise ValueError(
-                    f"segment_seconds is {config.segment_seconds}, allowed: at least {shortest:.3f}, "
+                    f"{name} is {getattr(config, name)}, allowed: at least {shortest:.3f}, "
                     "the discriminators' longest window"
                 )
 
@@ -134,12 +137,14 @@ class CodecUpdate:
         logged = dict(losses)
         if adversary is not None:
             with self.accelerator.autocast():
-                verdict = adversary.losses(leaf, audio, learn=learns, weight=weight)
+                judged = self._judged(audio.shape[2], choices)
+                verdict = adversary.losses(leaf[..., judged], audio[..., judged], learn=learns, weight=weight)
             if update >= self.config.adversarial_start:
                 losses |= verdict.losses
             logged |= verdict.losses | {"discriminator": verdict.own_loss, "discriminator_accuracy": verdict.accuracy}
         # The running means learn from the first part; what follows then takes one pass back instead of four.
-        gradient = self.balancer.gradient(losses, leaf, measure=number == 0)
+        due = update % self.config.balancer_every == 0 or not self.balancer.knows(losses)
+        gradient = self.balancer.gradient(losses, leaf, measure=number == 0 and due)
         # A balanced batch's gradient is the sum of its examples' and no mean: undo the processes' averaging.
         factor = self.accelerator.num_processes if self.balancer.enabled else weight
         outputs, gradients = [decoded], [gradient * factor]
@@ -189,6 +194,13 @@ class CodecUpdate:
             batches=len(batches),
             generator=torch.Generator("cpu").manual_seed(self.config.seed),
         )
+
+    def _judged(self, samples: int, choices: Choices) -> slice:
+        """The stretch of each example that the discriminator sees."""
+        seconds = self.config.discriminator_seconds
+        length = samples if seconds is None else min(samples, round(seconds * self.model.config.sampling_rate))
+        start = int(choices.judged_from * (samples - length + 1))
+        return slice(start, start + length)
 
     def _adversary(self, bandwidth: float, update: int) -> Adversary | None:
         """The discriminator that judges this update, if they are in play yet."""

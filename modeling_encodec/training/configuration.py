@@ -32,6 +32,7 @@ class TrainingConfig(RunConfig):
     at_least_1: ClassVar[tuple[str, ...]] = (
         *RunConfig.at_least_1,
         *("kmeans_batches", "kmeans_iterations", "listen_every", "discriminator_filters", "listening_clips"),
+        "balancer_every",
     )
     at_least_0: ClassVar[tuple[str, ...]] = (*RunConfig.at_least_0, "adversarial_start", "discriminator_warmup")
     below_1: ClassVar[tuple[str, ...]] = (
@@ -66,8 +67,9 @@ class TrainingConfig(RunConfig):
     commitment_weight: float = option(1.0, "Weight of the commitment loss, outside the balancer.")
     balancer: bool = option(True, "Balance gradients; without, losses are summed with their weights.")
     balancer_decay: float = option(0.999, "Decay of the balancer's averages of gradient norms.")
-    mel_loss: Literal["paper", "audiocraft"] = option(
-        "paper", "Mel distance: scales 2^5 to 2^11, or audiocraft's five with logs."
+    balancer_every: int = option(1, "Updates between measurements of gradient norms, which cost a pass back each.")
+    mel_loss: Literal["paper", "audiocraft", "log"] = option(
+        "paper", "Mel distance: scales 2^5 to 2^11, audiocraft's five with logs, or of logs alone."
     )
     generator_loss: Literal["hinge", "linear"] = option(
         "hinge", "Adversarial loss: max(0, 1 - D), or audiocraft's -D."
@@ -89,6 +91,9 @@ class TrainingConfig(RunConfig):
     discriminator_filters: int = option(32, "Channels of the discriminators' convolutions.")
     discriminator_chance: float = option(
         2 / 3, "Chance that an update trains the discriminator (paper: 0.5 at 48 kHz)."
+    )
+    discriminator_seconds: float | None = option(
+        None, "Seconds of each example, at a random place, that discriminators judge (default: all)."
     )
     discriminators: Literal["per_bandwidth", "single"] = option(
         "per_bandwidth", "One for each bandwidth, or a single one as in audiocraft."
@@ -113,6 +118,8 @@ class TrainingConfig(RunConfig):
             self.mel_weight,
             "above 0 if waveform_weight is 0",
         )
+        seconds = self.discriminator_seconds
+        require(seconds is None or 0 < seconds < math.inf, "discriminator_seconds", seconds, "none or above 0")
         first = self.restart_codebooks_from
         require(first is None or first >= 0, "restart_codebooks_from", first, "none or at least 0")
         if self.freeze != "none":

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+from modeling_encodec.evaluation.mel import rfft
 from modeling_encodec.pickling_encodec import PickledByWeights
 
 
@@ -48,7 +49,7 @@ class STFTDiscriminator(PickledByWeights):
     def spectrogram(self, audio: torch.Tensor) -> torch.Tensor:
         """Complex STFT of (B, 1, T) as (B, 2, time, frequency) in channels-last memory, real part first."""
         frames = audio.squeeze(1).unfold(1, self.window, self.window // 4)
-        spectrum = torch.fft.rfft(frames * self.analysis)  # (B, time, frequency)
+        spectrum = rfft(frames * self.analysis)  # (B, time, frequency)
         return torch.view_as_real(spectrum).permute(0, 3, 1, 2)
 
     def forward(self, audio: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
