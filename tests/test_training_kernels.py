@@ -7,7 +7,7 @@ import torch
 from conftest import noise
 
 from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.evaluation.mel import rfft
+from modeling_encodec.evaluation.mel import power_spectrum, rfft
 from modeling_encodec.layers_encodec import EncodecResnetBlock
 from modeling_encodec.training.losses import feature_loss
 from modeling_encodec.training_kernels_encodec import residual_unit
@@ -87,6 +87,16 @@ def test_who_looks_into_a_residual_unit_sees_its_layers(watched):
 def test_a_signal_too_short_to_be_mirrored_goes_the_other_way():
     block = unit()
     assert "_ResidualUnitBackward" not in nodes(block(noise(1, 8, 4)))  # padded by 4
+
+
+@pytest.mark.parametrize("samples", [2, 64, 63])
+def test_gradient_of_a_power_spectrum_is_pytorchs(samples):
+    frames, weight = noise(3, 2, samples).double().requires_grad_(), noise(3, 2, samples // 2 + 1, 1).double()
+    ours, right = power_spectrum(frames), torch.fft.rfft(frames).abs().square()
+    torch.testing.assert_close(ours, right, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, frames, weight), torch.autograd.grad(right, frames, weight), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("samples", [2, 64, 63])

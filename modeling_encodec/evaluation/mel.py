@@ -16,6 +16,26 @@ def rfft(frames: torch.Tensor) -> torch.Tensor:
     return _RealFFT.apply(frames)
 
 
+def power_spectrum(frames: torch.Tensor) -> torch.Tensor:
+    """The square of what `rfft` gives."""
+    if frames.shape[-1] % 2 or not (torch.is_grad_enabled() and frames.requires_grad):
+        return _power(torch.fft.rfft(frames))
+    return _PowerSpectrum.apply(frames)
+
+
+def _power(spectrum: torch.Tensor) -> torch.Tensor:
+    real, imaginary = torch.view_as_real(spectrum).square().unbind(-1)
+    return real + imaginary  # `sum` over two numbers at a time is slow
+
+
+def _passed_back(gradient: torch.Tensor) -> torch.Tensor:
+    """To the frames whose spectrum has this gradient, which is lost."""
+    # x[n] sums Re(g[k] e^(2 pi i k n / N)) over bins; `irfft` counts all but the first and last twice.
+    gradient[..., 0] *= 2
+    gradient[..., -1] *= 2
+    return torch.fft.irfft(gradient, norm="forward")
+
+
 class _RealFFT(torch.autograd.Function):
     @staticmethod
     def forward(ctx, frames):
@@ -24,10 +44,21 @@ class _RealFFT(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        # x[n] sums Re(g[k] e^(2 pi i k n / N)) over bins; `irfft` counts all but the first and last twice.
-        halves = gradient * 0.5
-        halves[..., 0], halves[..., -1] = gradient[..., 0], gradient[..., -1]
-        return torch.fft.irfft(halves, norm="forward")
+        return _passed_back(gradient * 0.5)
+
+
+class _PowerSpectrum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, frames):
+        spectrum = torch.fft.rfft(frames)
+        ctx.save_for_backward(spectrum)
+        return _power(spectrum)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (spectrum,) = ctx.saved_tensors
+        return _passed_back(spectrum * gradient)  # twice that for the square, and half of it as above
 
 
 class MelSpectrogram(nn.Module):
@@ -69,7 +100,5 @@ class MelSpectrogram(nn.Module):
         audio = F.pad(audio, (0, -(audio.shape[-1] - self.window) % self.hop))
         frames = audio.squeeze(1).unfold(1, self.window, self.hop)
         with torch.autocast(audio.device.type, enabled=False):
-            spectrum = rfft(frames * self.analysis)
-            power = torch.view_as_real(spectrum).square().sum(-1)
-            mel = power @ self.filters
+            mel = power_spectrum(frames * self.analysis) @ self.filters
         return mel.view(*shape[:-1], *mel.shape[1:])
