@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import torch
 
-from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.checkpoints.released import RELEASED, ReleasedCheckpoint
 from modeling_encodec.conversion.key_mapping import check_shapes, to_original, wrong_shapes
-from modeling_encodec.conversion.released import RELEASED, ReleasedCheckpoint
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
 
 
 # What shapes tell. How many codebooks there are they tell too, the configuration by way of `target_bandwidths`.

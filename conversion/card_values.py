@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 
 from modeling_encodec.bitstream.container import CHECKSUM, SEGMENT_HEAD
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder
 
 
 # Of an evaluation's metrics: how each is called, and how many digits of it mean something.

@@ -18,9 +18,9 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from modeling_encodec.conversion.released import checksum_in_name
-from modeling_encodec.json_files_encodec import read_json, what_pickle_wants
-from modeling_encodec.loading_encodec import WEIGHT_FILES, indexed_files
+from modeling_encodec.checkpoints.released import checksum_in_name
+from modeling_encodec.models.json_files_encodec import read_json, what_pickle_wants
+from modeling_encodec.models.loading_encodec import WEIGHT_FILES, indexed_files
 
 
 MODEL_TYPES = ("encodec", "encodec_lm")

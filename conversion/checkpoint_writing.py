@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 import transformers
 
-from modeling_encodec.atomic import atomic_folder, atomic_path
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.conversion.released import checksum_in_name
+from modeling_encodec.checkpoints.released import checksum_in_name
 from modeling_encodec.conversion.verification import check_equal
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
+from modeling_encodec.system.atomic import atomic_folder, atomic_path
 
 
 FORMS = ("folder", "original")

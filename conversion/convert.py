@@ -15,8 +15,13 @@ from pathlib import Path
 
 import torch
 
-from modeling_encodec.bitstream.fingerprints import codebook_fingerprint
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.checkpoints.released import (
+    RELEASED,
+    ReleasedCheckpoint,
+    checksum_in_name,
+    released_by_checksum,
+    released_by_name,
+)
 from modeling_encodec.conversion.architecture import BEHAVIOUR, Said, codec_config, released_with_shapes
 from modeling_encodec.conversion.audiocraft_settings import audiocraft_codec
 from modeling_encodec.conversion.checkpoint_files import Checkpoint, read_checkpoint
@@ -35,13 +40,6 @@ from modeling_encodec.conversion.key_mapping import (
     lm_to_original,
     to_original,
 )
-from modeling_encodec.conversion.released import (
-    RELEASED,
-    ReleasedCheckpoint,
-    checksum_in_name,
-    released_by_checksum,
-    released_by_name,
-)
 from modeling_encodec.conversion.verification import (
     check_equal,
     check_finite,
@@ -50,8 +48,10 @@ from modeling_encodec.conversion.verification import (
     compare_with_original_steps,
     compare_with_transformers,
 )
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.fingerprints import codebook_fingerprint
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 from modeling_encodec.processors.audio import read_audio
 
 

@@ -1,5 +1,5 @@
-"""State-dict names of the `encodec` package and of Transformers' EncodecModel, as renaming rules; its discriminator's
-and its language model's.
+"""State-dict names of the `encodec` package and of Transformers' EncodecModel, as renaming rules, and of its
+language model.
 
 The two lay out the same layers under the same numbers; only the wrappers round a convolution differ, and the names of
 weight norm. Shapes are equal, so renaming is all there is to it; but the language model's tables and heads are one
@@ -7,12 +7,11 @@ tensor each here and one for each codebook there.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
-from modeling_encodec.training.discriminator import WINDOWS
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
 
 
 # (pattern in the original's name, replacement): applied in order.
@@ -33,13 +32,6 @@ TO_ORIGINAL = [
     (r"\.norm\.", ".conv.norm."),
     (r"^(encoder|decoder)\.layers\.", r"\1.model."),
 ]
-# The original's discriminator also keeps each scale's window, which is a Hann window and so not kept here.
-DISCRIMINATOR_TO_ORIGINAL = [
-    (r"\.parametrizations\.weight\.original0$", ".weight_g"),
-    (r"\.parametrizations\.weight\.original1$", ".weight_v"),
-    (r"\.(convs\.\d+|conv_post)\.", r".\1.conv."),
-]
-WINDOW = "discriminators.{}.spec_transform.window"
 # Of each kind of wrong weights so many are named.
 MOST_NAMED = 10
 # (start of our name, start of the original's): the rest is the same.
@@ -57,7 +49,7 @@ LM_STACKED = {"embeddings.weight": "emb.{}.weight", "head.weight": "linears.{}.w
 
 def from_original(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The original's state dict under our names."""
-    return {_rename(name, FROM_ORIGINAL): tensor for name, tensor in state.items()}
+    return {rename(name, FROM_ORIGINAL): tensor for name, tensor in state.items()}
 
 
 def to_original(state: Mapping[str, torch.Tensor], config: EncodecConfig) -> dict[str, torch.Tensor]:
@@ -66,7 +58,7 @@ def to_original(state: Mapping[str, torch.Tensor], config: EncodecConfig) -> dic
     upsampling = tuple(f"decoder.model.{3 + block * i}." for i in range(len(config.upsampling_ratios)))
     renamed = {}
     for name, tensor in state.items():
-        name = _rename(name, TO_ORIGINAL)
+        name = rename(name, TO_ORIGINAL)
         renamed[
             name.replace(".conv.conv.", ".convtr.convtr.").replace(".conv.norm.", ".convtr.norm.")
             if name.startswith(upsampling)
@@ -75,9 +67,7 @@ def to_original(state: Mapping[str, torch.Tensor], config: EncodecConfig) -> dic
     return renamed
 
 
-def check_shapes(
-    state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], what: str = "discriminator"
-) -> None:
+def check_shapes(state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
     """Refuse weights `state` of `what` whose names and shapes are not exactly the `expected`.
 
     Raises:
@@ -104,53 +94,6 @@ def wrong_shapes(state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return "; ".join(names[:MOST_NAMED]) + more
-
-
-def discriminator_from_original(
-    state: Mapping[str, torch.Tensor], windows: Sequence[int] = WINDOWS
-) -> dict[str, torch.Tensor]:
-    """State dict of the original's `MultiScaleSTFTDiscriminator` of these `windows` under our names.
-
-    Raises:
-        ValueError: with what is missing, unexpected or of another shape.
-    """
-    shapes = _discriminator_shapes(state.get("discriminators.0.convs.0.conv.bias"), len(windows))
-    names = {_rename(name, DISCRIMINATOR_TO_ORIGINAL): name for name in shapes}
-    expected = {name: shapes[ours] for name, ours in names.items()}
-    check_shapes(state, expected | {WINDOW.format(scale): (window,) for scale, window in enumerate(windows)})
-    return {ours: state[name] for name, ours in names.items()}
-
-
-def discriminator_to_original(
-    state: Mapping[str, torch.Tensor], windows: Sequence[int] = WINDOWS
-) -> dict[str, torch.Tensor]:
-    """State dict of our `MultiScaleSTFTDiscriminator` of these `windows` under the original's names.
-
-    Raises:
-        ValueError: with what is missing, unexpected or of another shape.
-    """
-    check_shapes(state, _discriminator_shapes(state.get("discriminators.0.convs.0.bias"), len(windows)))
-    renamed = {_rename(name, DISCRIMINATOR_TO_ORIGINAL): tensor for name, tensor in state.items()}
-    hann = [torch.hann_window(window, dtype=torch.float32, device="cpu") for window in windows]
-    return renamed | {WINDOW.format(scale): window for scale, window in enumerate(hann)}
-
-
-def _discriminator_shapes(bias: torch.Tensor | None, scales: int) -> dict[str, tuple[int, ...]]:
-    """Our names and shapes of a discriminator with as many filters as its first layer's `bias` (none: 32)."""
-    filters = 32 if bias is None else bias.numel()
-    layers = {"convs.0": (filters, 2, 3, 9)}
-    layers |= {f"convs.{number}": (filters, filters, 3, 9) for number in (1, 2, 3)}
-    layers |= {"convs.4": (filters, filters, 3, 3), "conv_post": (1, filters, 3, 3)}
-    shapes = {}
-    for layer in (f"discriminators.{scale}.{layer}" for scale in range(scales) for layer in layers):
-        shape = layers[layer.split(".", 2)[2]]
-        shapes[f"{layer}.bias"] = shape[:1]
-        if layer.endswith("convs.0"):
-            shapes[f"{layer}.weight"] = shape
-        else:
-            shapes[f"{layer}.parametrizations.weight.original0"] = (shape[0], 1, 1, 1)
-            shapes[f"{layer}.parametrizations.weight.original1"] = shape
-    return shapes
 
 
 def lm_config_from_original(state: Mapping[str, torch.Tensor], frame_rate: int) -> EncodecLMConfig:
@@ -244,7 +187,8 @@ def _count_of(state: Mapping[str, torch.Tensor], pattern: str) -> int:
     return len({match[1] for match in (re.match(pattern, name) for name in state) if match})
 
 
-def _rename(name: str, rules: list[tuple[str, str]]) -> str:
+def rename(name: str, rules: list[tuple[str, str]]) -> str:
+    """A name after all rules, one after the other."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name

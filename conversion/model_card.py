@@ -23,13 +23,13 @@ import jinja2
 import typer
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from modeling_encodec.atomic import atomic_path
 from modeling_encodec.checkpoints import BUNDLED, BUNDLED_LM, bundled_checkpoint, bundled_lm_checkpoint
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.checkpoints.released import released_by_name
 from modeling_encodec.conversion import card_values
 from modeling_encodec.conversion.checkpoint_files import read_json
-from modeling_encodec.conversion.released import released_by_name
-from modeling_encodec.plots import plot_training, read_log, save_figure
+from modeling_encodec.evaluation.plots import plot_training, read_log, save_figure
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.system.atomic import atomic_path
 
 
 if TYPE_CHECKING:

@@ -19,12 +19,12 @@ import torch
 import transformers
 from transformers.models.encodec import modeling_encodec as stock
 
-from modeling_encodec.bitstream.original_lm import OriginalSteps
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import NO_CODE, EncodecLM
-from modeling_encodec.precision_encodec import exact_float32
-from modeling_encodec.ties import first_apart, is_tie
+from modeling_encodec.bitstream.v0.language_model import OriginalSteps
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import NO_CODE, EncodecLM
+from modeling_encodec.models.precision_encodec import exact_float32
+from modeling_encodec.models.ties import first_apart, is_tie
 
 
 PROBE_SECONDS = 1.3

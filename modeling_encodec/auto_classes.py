@@ -9,9 +9,9 @@ from transformers import (
     AutoProcessor,
 )
 
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
 from modeling_encodec.processors.processing_encodec import EncodecProcessor
 from modeling_encodec.processors.upstream_encodec import native_extractors
@@ -39,7 +39,7 @@ def register_auto_classes() -> None:
         ...     "print(type(AutoModel.from_pretrained(bundled_checkpoint())))"
         ... )
         >>> print(subprocess.run([sys.executable, "-c", code], stdout=-1, stderr=-3, text=True, check=True).stdout)
-        <class 'modeling_encodec.modeling_encodec.EncodecModel'>
+        <class 'modeling_encodec.models.modeling_encodec.EncodecModel'>
     """
     AutoConfig.register("encodec_lm", EncodecLMConfig, exist_ok=True)
     AutoModel.register(EncodecLMConfig, EncodecLM, exist_ok=True)

@@ -22,7 +22,7 @@ from modeling_encodec.commands.plot import plot
 from modeling_encodec.commands.push import push
 from modeling_encodec.commands.shared import UsageError, one_line, say, say_stopped, shown_warnings
 from modeling_encodec.commands.tokenize import tokenize
-from modeling_encodec.stop_signals import Stopped, stop_signals_raise
+from modeling_encodec.system.stop_signals import Stopped, stop_signals_raise
 
 
 CLOSED_PIPE = 141  # as a shell tells of a program that SIGPIPE ended

@@ -2,7 +2,7 @@
 
 import sys
 
-from modeling_encodec import inputs_encodec, json_files_encodec
+from modeling_encodec.models import inputs_encodec, json_files_encodec
 
 
 # One module each, though their files are here too: for the Hub, where they travel with the files beside them.

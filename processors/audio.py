@@ -21,10 +21,10 @@ import numpy as np
 import soundfile
 import soxr
 
-from modeling_encodec.atomic import atomic_path
-from modeling_encodec.inputs_encodec import array_is_finite, audio_array, check_rate, whole_number
+from modeling_encodec.models.inputs_encodec import array_is_finite, audio_array, check_rate, whole_number
 from modeling_encodec.processors.audio_files import NO_FILE, AudioFile, check_segment, file_fault, segment_span
 from modeling_encodec.processors.audio_kinds import AUDIO_SUFFIXES as AUDIO_SUFFIXES
+from modeling_encodec.system.atomic import atomic_path
 
 
 # Samples of a channel that are read at a time.

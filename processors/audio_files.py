@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from modeling_encodec.inputs_encodec import array_is_finite
+from modeling_encodec.models.inputs_encodec import array_is_finite
 from modeling_encodec.processors.audio_containers import container_part
 from modeling_encodec.processors.audio_ffmpeg import FfmpegAudio, ffmpeg_path, for_ffmpeg
 from modeling_encodec.processors.audio_parts import Part, Window, skip_tags

@@ -18,17 +18,17 @@ import numpy as np
 import torch
 import transformers
 
-from modeling_encodec.batching_encodec import as_tensor, group_by_length, stack_chunks, stack_scales, to_device
 from modeling_encodec.bitstream.compression import name_of
-from modeling_encodec.bitstream.fingerprints import codebook_fingerprint, stream_fingerprint
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.devices import find_device, move
-from modeling_encodec.inputs_encodec import array_is_finite, audio_array, check_rate
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.precision_encodec import SharedSetting, call_with_threads, exact_float32, thread_count
+from modeling_encodec.models.batching_encodec import as_tensor, group_by_length, stack_chunks, stack_scales, to_device
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.fingerprints import codebook_fingerprint, stream_fingerprint
+from modeling_encodec.models.inputs_encodec import array_is_finite, audio_array, check_rate
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.precision_encodec import SharedSetting, call_with_threads, exact_float32, thread_count
 from modeling_encodec.processors.audio import AudioReader, join_blocks, match_channels, resample
 from modeling_encodec.processors.audio_files import segment_span
-from modeling_encodec.training.clips import UnusableClip, check_corpus_rate, resolve
+from modeling_encodec.processors.corpus.clips import UnusableClip, check_corpus_rate, resolve
+from modeling_encodec.system.devices import find_device, move
 
 
 MOST_DECODED_FRAMES = 1 << 16  # of all clips that are decoded together, padding counted

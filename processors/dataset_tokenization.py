@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_encodec.batching_encodec import group_by_length
-from modeling_encodec.inputs_encodec import plain_array, real_number, whole_number
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.batching_encodec import group_by_length
+from modeling_encodec.models.inputs_encodec import plain_array, real_number, whole_number
+from modeling_encodec.models.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio import write_audio
 from modeling_encodec.processors.audio_tokens import (
     PortableCodec,
@@ -34,8 +34,8 @@ from modeling_encodec.processors.audio_tokens import (
     read_clip,
 )
 from modeling_encodec.processors.corpus.checksums import find_faults, read_manifest
-from modeling_encodec.training.corpora import encoded_audio
-from modeling_encodec.training.segments import cut_location, segment_keys
+from modeling_encodec.processors.corpus.reading import encoded_audio
+from modeling_encodec.processors.corpus.segments import cut_location, segment_keys
 
 
 logger = logging.getLogger(__name__)

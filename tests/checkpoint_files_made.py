@@ -8,11 +8,11 @@ import torch
 import yaml
 from peers import import_encodec
 
-from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.conversion.architecture import BEHAVIOUR, codec_shapes
 from modeling_encodec.conversion.convert import convert_checkpoint
 from modeling_encodec.conversion.key_mapping import to_original
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
 
 
 # A small codec that no released model is like, and its settings as `--set` takes them.

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from conftest import make_model
 
-from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.models.configuration_encodec import EncodecConfig
 from modeling_encodec.training.configuration import TrainingConfig
 from modeling_encodec.training.trainer import CodecTrainer
 

@@ -12,9 +12,9 @@ from peers import fill_codebooks, level_output
 from modeling_encodec.bitstream.compression import compress
 from modeling_encodec.checkpoints import bundled_checkpoint
 from modeling_encodec.cli import main
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 
 
 torch.set_num_threads(1)  # pytest-xdist runs one process per core

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from modeling_encodec.training.clips import UnusableClip
+from modeling_encodec.processors.corpus.clips import UnusableClip
 
 
 NAMES = ["a/one.wav", "a-two.flac", "b.wav", "c.flac", "d.wav"]

@@ -18,11 +18,11 @@ from modeling_encodec.bitstream.container import (
     read_segments,
     seek_segment,
 )
-from modeling_encodec.bitstream.ecdc import EcdcError
-from modeling_encodec.bitstream.fingerprints import codebook_fingerprint
-from modeling_encodec.configuration_encodec import EncodecLMConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.bitstream.errors import EcdcError
+from modeling_encodec.models.configuration_encodec import EncodecLMConfig
+from modeling_encodec.models.fingerprints import codebook_fingerprint
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 
 
 NAMES = ("24khz", "48khz", "32khz")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from itertools import count
 from unittest import mock
 
-from modeling_encodec import atomic
+from modeling_encodec.system import atomic
 
 
 STEPS = ("open", "replace", "rename", "unlink", "remove", "rmdir", "mkdir", "chmod", "fsync")

@@ -22,7 +22,7 @@ PLACES = (
     "mkldnn.conv",
     "mkldnn.rnn",
 )
-FILE = Path(__file__).parents[1] / "modeling_encodec" / "precision_encodec.py"
+FILE = Path(__file__).parents[1] / "modeling_encodec" / "models" / "precision_encodec.py"
 
 
 def precisions() -> list[str]:

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from lm_models import TOTAL, make_lm
 
-from modeling_encodec import integer_lm_encodec
-from modeling_encodec.integer_lm_encodec import FORM, IntegerLM
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models import integer_lm_encodec
+from modeling_encodec.models.integer_lm_encodec import FORM, IntegerLM
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 
 
 class ByHand:

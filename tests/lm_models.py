@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from modeling_encodec.configuration_encodec import EncodecLMConfig
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.configuration_encodec import EncodecLMConfig
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 
 
 TOTAL = 1 << 24

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from conftest import make_model
 
-from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.models.configuration_encodec import EncodecConfig
 from modeling_encodec.training.code_sequences import CodeSequences
 from modeling_encodec.training.lm_configuration import LMTrainingConfig
 from modeling_encodec.training.lm_trainer import LMTrainer

@@ -22,7 +22,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from PIL import Image
 
-from modeling_encodec.atomic import atomic_path
+from modeling_encodec.system.atomic import atomic_path
 
 
 FOLDER = Path(__file__).parents[1] / "model_cards" / "notebooks"

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 import transformers
+from discriminator_mapping import discriminator_to_original
 from torch import distributed, multiprocessing
 
 from modeling_encodec.conversion.key_mapping import (
-    discriminator_to_original,
     lm_config_from_original,
     lm_from_original,
     to_original,
 )
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 from modeling_encodec.training.discriminator import MultiScaleSTFTDiscriminator
 
 

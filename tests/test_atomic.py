@@ -12,9 +12,9 @@ import torch
 from fault_steps import died_at_every_step, failed_at_every_step
 from safetensors.torch import save_file
 
-from modeling_encodec import atomic
-from modeling_encodec.atomic import atomic_folder, atomic_path, clear_partials
 from modeling_encodec.commands.shared import one_line
+from modeling_encodec.system import atomic
+from modeling_encodec.system.atomic import atomic_folder, atomic_path, clear_partials
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -176,7 +176,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 def test_what_another_process_writes_is_left_alone(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from modeling_encodec.atomic import *\n"
+        "import sys; from pathlib import Path; from modeling_encodec.system.atomic import *\n"
         "folder = Path(sys.argv[1])\n"
         "with atomic_path(folder / 'file.txt') as file, atomic_folder(folder / 'model') as model:\n"
         "    file.write_text('theirs'); (model / 'a').write_text('theirs')\n"

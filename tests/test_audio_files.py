@@ -15,7 +15,7 @@ from modeling_encodec.processors.audio import join_blocks
 from modeling_encodec.processors.audio_files import AudioFile
 from modeling_encodec.processors.audio_streams import _mpeg_frame
 from modeling_encodec.processors.audio_tokens import open_clip
-from modeling_encodec.training.clips import measure_clip, read_crop
+from modeling_encodec.processors.corpus.clips import measure_clip, read_crop
 
 
 RATE = 24000

@@ -15,10 +15,11 @@ from modeling_encodec.processors import audio_ffmpeg
 from modeling_encodec.processors.audio_files import AudioFile
 from modeling_encodec.processors.audio_kinds import SNDFILE_SUFFIXES, OtherFiles, list_audio
 from modeling_encodec.processors.audio_tokens import read_clip
+from modeling_encodec.processors.corpus.clips import UnusableClip, measure_clip
+from modeling_encodec.processors.corpus.reading import CorpusConfig
 from modeling_encodec.processors.corpus.rows import audio_columns
 from modeling_encodec.processors.corpus.sources import open_source
-from modeling_encodec.training.clips import UnusableClip, measure_clip
-from modeling_encodec.training.corpora import CorpusConfig, open_corpus
+from modeling_encodec.training.corpora import open_corpus
 from modeling_encodec.training.reverberation import ImpulseResponses
 
 

@@ -14,7 +14,7 @@ import soundfile
 import torch
 from conftest import noise
 
-from modeling_encodec.demo import demo_clips
+from modeling_encodec.demo.table import demo_clips
 from modeling_encodec.examples import audio_lm
 from modeling_encodec.processors.audio import read_audio, write_audio
 from modeling_encodec.processors.processing_encodec import EncodecProcessor

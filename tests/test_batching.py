@@ -8,10 +8,10 @@ from conftest import noise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_encodec import batching_encodec
-from modeling_encodec.batching_encodec import accelerator_frames, group_alike, padded, stack_chunks
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models import batching_encodec
+from modeling_encodec.models.batching_encodec import accelerator_frames, group_alike, padded, stack_chunks
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 300), st.integers(1, 60))

@@ -173,7 +173,7 @@ def test_unwritable_and_unknown_targets(run, clip, tmp_path):
 def test_clipping_is_reported(run, tmp_path, bundled_model, monkeypatch):
     import torch
 
-    from modeling_encodec.seanet_encodec import EncodecDecoder
+    from modeling_encodec.models.seanet_encodec import EncodecDecoder
 
     quiet = EncodecDecoder.forward
     monkeypatch.setattr(EncodecDecoder, "forward", lambda *a, **k: 100 * quiet(*a, **k), raising=False)

@@ -26,8 +26,8 @@ from conftest import noise
 from peers import stock_model
 from safetensors.torch import load_file, save_file
 
-from modeling_encodec.demo import demo_clips
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.demo.table import demo_clips
+from modeling_encodec.models.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio import read_audio
 from modeling_encodec.processors.processing_encodec import EncodecProcessor
 

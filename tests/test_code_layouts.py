@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import MusicgenDecoderConfig, MusicgenForCausalLM
 
-from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.models.configuration_encodec import EncodecConfig
 from modeling_encodec.processors import code_layouts as layouts
 from modeling_encodec.processors.code_vocabulary import CodeVocabulary
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from modeling_encodec import stop_signals
-from modeling_encodec.atomic import atomic_path
 from modeling_encodec.checkpoints import bundled_checkpoint
 from modeling_encodec.cli import main
 from modeling_encodec.processors.audio import write_audio
-from modeling_encodec.stop_signals import Stopped, raise_if_stopped, stop_signals_raise
+from modeling_encodec.system import stop_signals
+from modeling_encodec.system.atomic import atomic_path
+from modeling_encodec.system.stop_signals import Stopped, raise_if_stopped, stop_signals_raise
 
 
 COMMAND = [sys.executable, "-m", "modeling_encodec"]

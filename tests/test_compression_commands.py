@@ -7,10 +7,10 @@ import torch
 from conftest import clip, noise
 from ecdc_files import container_items, make_lm, places, spoil, streamed
 
-from modeling_encodec.bitstream.fingerprints import lm_fingerprint, model_fingerprint
 from modeling_encodec.bitstream.inspection import describe
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.fingerprints import lm_fingerprint, model_fingerprint
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 
 
 @pytest.fixture

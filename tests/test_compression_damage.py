@@ -25,9 +25,9 @@ from modeling_encodec.bitstream.container import (
     read_header,
     write_header,
 )
-from modeling_encodec.bitstream.ecdc import EcdcError
+from modeling_encodec.bitstream.errors import EcdcError
 from modeling_encodec.bitstream.segment_coders import LMCoder, RawCoder
-from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.models.configuration_encodec import EncodecConfig
 
 
 # ---- damage ------------------------------------------------------------------------------------------------------

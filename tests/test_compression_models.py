@@ -14,11 +14,11 @@ from modeling_encodec.bitstream import compression
 from modeling_encodec.bitstream.codes_file import EcdcReader
 from modeling_encodec.bitstream.compression import compress, decompress
 from modeling_encodec.bitstream.container import read_header, write_header
-from modeling_encodec.bitstream.fingerprints import codebook_fingerprint, lm_fingerprint, model_fingerprint
 from modeling_encodec.checkpoints import BUNDLED_LM
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.fingerprints import codebook_fingerprint, lm_fingerprint, model_fingerprint
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 
 
 def test_wrong_models_are_named_and_refused(small_models, lms, file_24khz):

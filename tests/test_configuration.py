@@ -11,12 +11,12 @@ from conftest import make_model, noise
 from modeling_encodec import EncodecProcessor
 from modeling_encodec.bitstream.compression import compress, decompress
 from modeling_encodec.checkpoints import bundled_checkpoint
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio import read_audio, write_audio
 from modeling_encodec.processors.code_vocabulary import CodeVocabulary
 from modeling_encodec.processors.dataset_tokenization import CodecTokenizer
-from modeling_encodec.streaming import StreamingEncoder
+from modeling_encodec.streaming.streams import StreamingEncoder
 
 
 PRESETS = {

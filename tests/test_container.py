@@ -24,7 +24,7 @@ from modeling_encodec.bitstream.container import (
     seek_segment,
     write_header,
 )
-from modeling_encodec.bitstream.ecdc import EcdcError
+from modeling_encodec.bitstream.errors import EcdcError
 
 
 GOLDEN = bytes.fromhex(

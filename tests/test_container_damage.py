@@ -31,7 +31,7 @@ from modeling_encodec.bitstream.container import (
     read_segments,
     write_header,
 )
-from modeling_encodec.bitstream.ecdc import EcdcError
+from modeling_encodec.bitstream.errors import EcdcError
 
 
 def covers(damage: Damage, index: int) -> bool:

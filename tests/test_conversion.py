@@ -26,13 +26,13 @@ from peers import import_encodec
 from safetensors.torch import load_file, save_file
 from ties import count_ties
 
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
 from modeling_encodec.conversion import verification
 from modeling_encodec.conversion.architecture import SIZES, codec_sizes
 from modeling_encodec.conversion.convert import convert_checkpoint
 from modeling_encodec.conversion.key_mapping import to_original
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
 
 

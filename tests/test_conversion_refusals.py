@@ -23,11 +23,11 @@ from checkpoint_files_made import (
 from conftest import make_model
 from safetensors.torch import load_file, save_file
 
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
 from modeling_encodec.conversion import checkpoint_writing, verification
 from modeling_encodec.conversion.convert import convert_checkpoint
 from modeling_encodec.conversion.key_mapping import lm_to_original, to_original
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 
 
 @pytest.fixture(scope="module")

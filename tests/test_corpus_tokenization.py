@@ -20,12 +20,12 @@ from corpus_files import BAD, GOOD, sound, write_corpus
 from datasets import Dataset, Features, Value, load_dataset
 from filelock import FileLock
 
-from modeling_encodec import worker_processes
 from modeling_encodec.processors.audio import read_audio
 from modeling_encodec.processors.corpus import tokenization
 from modeling_encodec.processors.corpus.loading import Block, Clips, LoadingOptions, ShardEnd, Unusable, load_shards
 from modeling_encodec.processors.corpus.sources import open_source
 from modeling_encodec.processors.dataset_tokenization import CodecTokenizer, load_tokens, provenance_of
+from modeling_encodec.system import worker_processes
 
 
 # Small shards and batches, so that there are several of both; the long clip comes in blocks.

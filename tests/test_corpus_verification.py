@@ -11,6 +11,7 @@ import torch
 from corpus_files import sound
 from ties import count_ties
 
+from modeling_encodec.models.ties import is_tie
 from modeling_encodec.processors.audio_tokens import PortableCodec, Tokens
 from modeling_encodec.processors.corpus import comparison
 from modeling_encodec.processors.corpus.comparison import (
@@ -22,7 +23,6 @@ from modeling_encodec.processors.corpus.comparison import (
 )
 from modeling_encodec.processors.corpus.sources import open_source
 from modeling_encodec.processors.corpus.tokenization import Tokenization, tokenize_corpus
-from modeling_encodec.ties import is_tie
 
 
 CLIPS = {f"{number}.wav": 3000 + 320 * number for number in range(7)}

@@ -15,8 +15,8 @@ from corpus_files import BAD, GOOD, sound, write_corpus
 from datasets import Audio, Dataset, DatasetDict, Features, List, Value, concatenate_datasets, load_from_disk
 from datasets.fingerprint import Hasher
 
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio import read_audio
 from modeling_encodec.processors.dataset_tokenization import (
     CodecDetokenizer,

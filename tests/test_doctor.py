@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_encodec import kernels_encodec, layers_encodec
 from modeling_encodec.doctor import environment, examination
 from modeling_encodec.doctor.checks import Checks
 from modeling_encodec.doctor.golden import load_golden, load_models
 from modeling_encodec.doctor.remake import make_golden, save_golden
-from modeling_encodec.integer_lm_encodec import _Place
+from modeling_encodec.models import kernels_encodec, layers_encodec
+from modeling_encodec.models.integer_lm_encodec import _Place
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from modeling_encodec.bitstream.compression import compress, decompress
 from modeling_encodec.evaluation import evaluation, report, systems
 from modeling_encodec.evaluation.clips import Clip, list_clips
 from modeling_encodec.evaluation.metrics import si_snr
+from modeling_encodec.evaluation.plots import plot_rate_distortion, save_figure
 from modeling_encodec.evaluation.scoring import count_codes
-from modeling_encodec.plots import plot_rate_distortion, save_figure
 from modeling_encodec.processors.audio import read_audio
 
 
@@ -309,7 +309,7 @@ def test_opus_is_counted_by_its_file_and_comes_back_in_place(rate):
 
 
 def systems_clips():
-    from modeling_encodec.demo import demo_clips
+    from modeling_encodec.demo.table import demo_clips
 
     return demo_clips()
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ties import count_ties
 
-from modeling_encodec import seanet_encodec
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models import seanet_encodec
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
 
 
 NAMES = ["24khz", "48khz", "32khz"]

@@ -7,8 +7,8 @@ import torch
 from conftest import noise
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from modeling_encodec.export import Decoder, Encoder, export_onnx
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
+from modeling_encodec.models.onnx_export import Decoder, Encoder, export_onnx
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder
 
 
 needs_onnx = pytest.mark.skipif(not importlib.util.find_spec("onnxruntime"), reason="onnxruntime is not at hand")

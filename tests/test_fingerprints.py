@@ -11,8 +11,10 @@ from lm_models import make_codes, make_integer_lm
 from test_weight_cache import WAYS
 
 from modeling_encodec.bitstream.compression import compress, decompress
-from modeling_encodec.bitstream.ecdc import EcdcError
-from modeling_encodec.bitstream.fingerprints import (
+from modeling_encodec.bitstream.errors import EcdcError
+from modeling_encodec.checkpoints import bundled_checkpoint, bundled_lm_checkpoint
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.fingerprints import (
     CHANGES_OUTPUT,
     IN_TENSORS,
     LM_CHANGES_OUTPUT,
@@ -22,10 +24,8 @@ from modeling_encodec.bitstream.fingerprints import (
     model_fingerprint,
     stream_fingerprint,
 )
-from modeling_encodec.checkpoints import bundled_checkpoint, bundled_lm_checkpoint
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 
 
 TINY = {"num_filters": 2, "hidden_size": 16, "num_lstm_layers": 1, "codebook_size": 64, "num_residual_layers": 2}

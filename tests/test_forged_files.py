@@ -16,9 +16,9 @@ from test_live import received
 from modeling_encodec.bitstream.compression import compress, decompress, decompress_blocks, read_codes
 from modeling_encodec.bitstream.concealment import silence
 from modeling_encodec.bitstream.container import Damage, End, read_header, read_segments
-from modeling_encodec.bitstream.ecdc import EcdcError
+from modeling_encodec.bitstream.errors import EcdcError
 from modeling_encodec.bitstream.inspection import describe
-from modeling_encodec.live import decode_live
+from modeling_encodec.bitstream.live import decode_live
 
 
 # What a file may hold here: decoding is then bounded, whatever one claims.

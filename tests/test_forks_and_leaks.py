@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader
 
 from modeling_encodec.bitstream.codes_file import EcdcReader, EcdcWriter
 from modeling_encodec.bitstream.compression import compress, decompress, read_codes
-from modeling_encodec.bitstream.original_lm import decode_segment, encode_segment
-from modeling_encodec.live import decode_live
-from modeling_encodec.precision_encodec import SharedSetting
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
+from modeling_encodec.bitstream.live import decode_live
+from modeling_encodec.bitstream.v0.language_model import decode_segment, encode_segment
+from modeling_encodec.models.precision_encodec import SharedSetting
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder
 
 
 @pytest.fixture

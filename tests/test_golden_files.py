@@ -18,10 +18,10 @@ from pipe_ends import Sink
 
 from modeling_encodec.bitstream.codes_file import EcdcWriter
 from modeling_encodec.bitstream.compression import decompress
-from modeling_encodec.bitstream.fingerprints import model_fingerprint
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.fingerprints import model_fingerprint
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -17,7 +17,7 @@ from report import markdown, read_parts  # noqa: E402
 from work import work_of  # noqa: E402
 
 from modeling_encodec.doctor.examination import examine  # noqa: E402
-from modeling_encodec.precision_encodec import has_bfloat16  # noqa: E402
+from modeling_encodec.models.precision_encodec import has_bfloat16  # noqa: E402
 
 
 QUICK = ("codes", "files", "kernels", "lm")

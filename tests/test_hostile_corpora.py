@@ -18,15 +18,15 @@ from modeling_encodec.evaluation.clips import list_clips
 from modeling_encodec.processors.audio import read_audio
 from modeling_encodec.processors.audio_ffmpeg import ffmpeg_path
 from modeling_encodec.processors.audio_tokens import PortableCodec
+from modeling_encodec.processors.corpus.clips import UnusableClip
 from modeling_encodec.processors.corpus.loading import Clips, LoadingOptions, Unusable, load_shards
+from modeling_encodec.processors.corpus.reading import CorpusConfig
 from modeling_encodec.processors.corpus.rows import Reach
 from modeling_encodec.processors.corpus.sources import open_source
 from modeling_encodec.processors.corpus.tables import _hub_urls
 from modeling_encodec.processors.corpus.tokenization import Tokenization, tokenize_corpus
 from modeling_encodec.processors.dataset_tokenization import load_tokens
-from modeling_encodec.training.clips import UnusableClip
 from modeling_encodec.training.corpora import open_corpus
-from modeling_encodec.training.options import CorpusConfig
 
 
 pytestmark = pytest.mark.timeout(60)

@@ -34,7 +34,7 @@ from modeling_encodec import (
 )
 from modeling_encodec.commands.shared import load
 from modeling_encodec.conversion.checkpoint_files import read_checkpoint
-from modeling_encodec.parameter_counts_encodec import codec_parameters, lm_parameters
+from modeling_encodec.models.parameter_counts_encodec import codec_parameters, lm_parameters
 
 
 SMALL = {
@@ -234,7 +234,7 @@ def test_a_state_dict_is_whole_too(model):
 
 def test_refusals_hold_without_the_early_look(folder, monkeypatch):
     """Should Transformers rename what `_finalize_model_loading` overrides: then later, by what it reports."""
-    monkeypatch.delattr("modeling_encodec.loading_encodec.WholeCheckpoints._finalize_model_loading")
+    monkeypatch.delattr("modeling_encodec.models.loading_encodec.WholeCheckpoints._finalize_model_loading")
     NOT_WHOLE["no encoder"][0](folder)
     with refused(r"lack encoder\."):
         EncodecModel.from_pretrained(folder)

@@ -34,8 +34,8 @@ from modeling_encodec import (
     compress,
     decompress,
 )
-from modeling_encodec import inputs_encodec as inputs
 from modeling_encodec.bitstream.container import Header
+from modeling_encodec.models import inputs_encodec as inputs
 from modeling_encodec.training.losses import MelLoss
 
 
@@ -255,9 +255,9 @@ def test_parquet_of_decoded_audio_in_any_numbers(tmp_path):
 
 @pytest.mark.parametrize("name", ["inputs_encodec", "json_files_encodec"])
 def test_a_file_that_travels_with_processors_is_the_same(name):
-    one, other = ROOT / "modeling_encodec" / f"{name}.py", ROOT / "processors" / f"{name}.py"
+    one, other = ROOT / "modeling_encodec" / "models" / f"{name}.py", ROOT / "processors" / f"{name}.py"
     assert one.read_bytes() == other.read_bytes()
-    modules = [importlib.import_module(f"modeling_encodec.{place}{name}") for place in ("", "processors.")]
+    modules = [importlib.import_module(f"modeling_encodec.{place}{name}") for place in ("models.", "processors.")]
     assert modules[0] is modules[1]  # one module, so that each warning comes once
 
 

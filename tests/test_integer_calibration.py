@@ -8,7 +8,7 @@ import torch
 from integer_by_hand import ByHand, adversarial_tables
 from lm_models import TOTAL, in_parts, make_codes, make_lm, one_line, shifted
 
-from modeling_encodec.integer_lm_encodec import IntegerLM
+from modeling_encodec.models.integer_lm_encodec import IntegerLM
 
 
 def assert_exact(tables: IntegerLM) -> None:

@@ -8,7 +8,7 @@ import torch
 from integer_by_hand import ByHand, adversarial_tables, norm_program
 from lm_models import TOTAL, in_parts, make_codes, make_integer_lm, make_lm, shifted
 
-from modeling_encodec import integer_lm_encodec
+from modeling_encodec.models import integer_lm_encodec
 
 
 @pytest.mark.parametrize(

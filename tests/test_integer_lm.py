@@ -15,9 +15,9 @@ from integer_by_hand import adversarial_tables, norm_program
 from lm_models import TOTAL, in_parts, make_codes, make_integer_lm, make_lm, one_line, shifted
 from safetensors.torch import load_file
 
-from modeling_encodec import integer_lm_encodec
-from modeling_encodec.configuration_encodec import EncodecLMConfig
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models import integer_lm_encodec
+from modeling_encodec.models.configuration_encodec import EncodecLMConfig
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ FRESH = """
 import sys, torch
 torch.set_num_threads(int(sys.argv[3]))
 torch.set_float32_matmul_precision(sys.argv[4])
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 import hashlib
 lm = EncodecLM.from_pretrained(sys.argv[1])
 previous = torch.load(sys.argv[2])

@@ -15,11 +15,11 @@ from torch import nn
 from transformers import EncodecModel as StockModel
 
 from modeling_encodec.bitstream.compression import compress
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
-from modeling_encodec.layers_encodec import EncodecConvTranspose1d
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.layers_encodec import EncodecConvTranspose1d
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder
 
 
 TINY = {"num_filters": 2, "hidden_size": 16, "codebook_size": 64}

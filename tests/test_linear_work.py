@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_encodec import stream_steps
 from modeling_encodec.bitstream.codes_file import EcdcWriter
 from modeling_encodec.commands import coding
-from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.evaluation import report
 from modeling_encodec.evaluation.clips import Clip, list_clips, select_clips
-from modeling_encodec.plots import read_log
+from modeling_encodec.evaluation.plots import read_log
+from modeling_encodec.models.configuration_encodec import EncodecConfig
 from modeling_encodec.processors.audio_kinds import list_audio
+from modeling_encodec.processors.corpus.clips import file_entries, scan
+from modeling_encodec.processors.corpus.reading import list_recordings
 from modeling_encodec.processors.corpus.rows import UniqueNames
 from modeling_encodec.processors.corpus.shards import ShardFile, token_schema, write_summary
 from modeling_encodec.processors.corpus.sources import open_source
-from modeling_encodec.streaming import cut_blocks
-from modeling_encodec.training.clips import file_entries, scan
-from modeling_encodec.training.corpora import list_recordings
+from modeling_encodec.streaming import steps as stream_steps
+from modeling_encodec.streaming.streams import cut_blocks
 from modeling_encodec.training.reporting import Reporter
 
 

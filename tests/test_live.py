@@ -20,10 +20,10 @@ from pipe_ends import Sink, Trickle
 
 from modeling_encodec.bitstream.compression import compress, decompress
 from modeling_encodec.bitstream.container import End
-from modeling_encodec.bitstream.ecdc import EcdcError
+from modeling_encodec.bitstream.errors import EcdcError
+from modeling_encodec.bitstream.live import decode_live, encode_live
 from modeling_encodec.cli import main
-from modeling_encodec.live import decode_live, encode_live
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder, signal_pieces
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder, signal_pieces
 
 
 QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
@@ -346,7 +346,7 @@ def test_a_streams_hours_are_limited_only_if_asked(live):
 
 
 def test_too_long_a_gap_ends_the_stream(small_models, monkeypatch):
-    monkeypatch.setattr("modeling_encodec.live.MAX_GAP_SECONDS", 20 * 320 / 24000)
+    monkeypatch.setattr("modeling_encodec.bitstream.live.MAX_GAP_SECONDS", 20 * 320 / 24000)
     model = small_models["24khz"]
     data = sent(model, bytes(2 * 320 * 23), seconds=0.01)
     starts = places(data)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from lm_models import SMALL, make_codes, make_lm, one_line, shifted
 
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 
 
 # ---- configuration -----------------------------------------------------------------------------------------------

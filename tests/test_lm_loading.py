@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from without_package import WITHOUT_THE_PACKAGE
 
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 
 
 @contextmanager
@@ -158,8 +158,8 @@ def test_remote_code_on_a_machine_without_this_package(tmp_path):
 REGISTER = """
 import sys, transformers
 import modeling_encodec
-from modeling_encodec.configuration_encodec import EncodecLMConfig
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.configuration_encodec import EncodecLMConfig
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 modeling_encodec.register_auto_classes()
 modeling_encodec.register_auto_classes()  # twice is once
 assert type(transformers.AutoConfig.from_pretrained(sys.argv[1])) is EncodecLMConfig

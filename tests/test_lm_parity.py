@@ -5,8 +5,8 @@ import torch
 from lm_models import make_codes, shifted
 from peers import RELEASED_LM, SMALL_LM, lm_pair
 
-from modeling_encodec.configuration_encodec import EncodecLMConfig
 from modeling_encodec.conversion.key_mapping import lm_config_from_original, lm_from_original, lm_to_original
+from modeling_encodec.models.configuration_encodec import EncodecLMConfig
 
 
 @pytest.fixture(scope="module")

@@ -36,10 +36,10 @@ from safetensors.torch import load_file, save_file
 
 from modeling_encodec import cli
 from modeling_encodec.bitstream.compression import compress, decompress
-from modeling_encodec.bitstream.fingerprints import codebook_fingerprint
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import IGNORED, EncodecLM
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.fingerprints import codebook_fingerprint
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import IGNORED, EncodecLM
 from modeling_encodec.training.lm_configuration import LMTrainingConfig
 from modeling_encodec.training.lm_trainer import LMTrainer
 from modeling_encodec.training.lm_update import choices_of

@@ -22,7 +22,7 @@ from run_results import (
     fresh_accelerate,  # noqa: F401
 )
 
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_encodec import EncodecModel
 from modeling_encodec.training.code_sequences import IGNORED, open_codes
 from modeling_encodec.training.lm_trainer import LMTrainer
 from modeling_encodec.training.mixing import batch_loader

@@ -31,8 +31,8 @@ from run_results import (
 )
 from safetensors.torch import load_file
 
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import IGNORED
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import IGNORED
 from modeling_encodec.training.lm_trainer import LMTrainer
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from without_package import WITHOUT_THE_PACKAGE
 
 from modeling_encodec.checkpoints import bundled_checkpoint
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_encodec import EncodecModel
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
 
 

@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipe_ends import Sink, Trickle
 
-from modeling_encodec import seanet_encodec
 from modeling_encodec.bitstream.compression import compress, compress_blocks, decompress, decompress_blocks
 from modeling_encodec.bitstream.container import read_header
 from modeling_encodec.checkpoints import bundled_checkpoint
-from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.models import seanet_encodec
+from modeling_encodec.models.configuration_encodec import EncodecConfig
 from modeling_encodec.processors.audio import AudioReader, read_audio, resample, write_audio, write_audio_blocks
-from modeling_encodec.streaming import decode_blocks, encode_blocks
+from modeling_encodec.streaming.streams import decode_blocks, encode_blocks
 
 
 QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])

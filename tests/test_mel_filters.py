@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
-from modeling_encodec.evaluation.mel_filters import mel_filters
-from modeling_encodec.plots import mel_spectrogram_db
+from modeling_encodec.evaluation.plots import mel_spectrogram_db
+from modeling_encodec.processors.mel_filters import mel_filters
 
 
 try:

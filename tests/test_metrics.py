@@ -9,10 +9,10 @@ import torch
 from conftest import noise
 
 from modeling_encodec.evaluation.intervals import mean_interval
-from modeling_encodec.evaluation.mel import MelSpectrogram
 from modeling_encodec.evaluation.metrics import mel_distance, si_snr, windowed_si_snr
 from modeling_encodec.evaluation.perceptual import pesq, stoi, visqol
 from modeling_encodec.evaluation.scoring import METRICS, choose_metrics, find_lag
+from modeling_encodec.processors.mel import MelSpectrogram
 
 
 def orthogonal(seconds: float = 2.0, rate: int = 24000) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,6 @@ from conftest import make_model
 from huggingface_hub import ModelCard
 
 from modeling_encodec.checkpoints import BUNDLED, BUNDLED_LM, bundled_checkpoint, bundled_lm_checkpoint
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
 from modeling_encodec.conversion.card_values import margin, table, tidy
 from modeling_encodec.conversion.checkpoint_files import read_json
 from modeling_encodec.conversion.model_card import (
@@ -23,8 +22,9 @@ from modeling_encodec.conversion.model_card import (
     own_curves,
     released_card,
 )
-from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.plots import read_log
+from modeling_encodec.evaluation.plots import read_log
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 from modeling_encodec.training.configuration import TrainingConfig
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import make_model, noise
 
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.layers_encodec import NormedConvolution
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.layers_encodec import NormedConvolution
+from modeling_encodec.models.modeling_encodec import EncodecModel
 
 
 @pytest.fixture
@@ -347,8 +347,8 @@ PRECISION = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
 from conftest import make_model, noise
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.precision_encodec import exact_float32
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.precision_encodec import exact_float32
 
 model, audio = make_model(EncodecConfig.preset_24khz(num_filters=16, hidden_size=64)), noise(1, 1, 24000)
 expected = model.encode(audio, bandwidth=24.0).audio_codes

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from modeling_encodec.onednn_encodec import KERNELS, SETTINGS
+from modeling_encodec.models.onednn_encodec import KERNELS, SETTINGS
 
 
 BARE = {name: value for name, value in os.environ.items() if name not in SETTINGS} | {"OMP_NUM_THREADS": "1"}

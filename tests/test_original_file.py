@@ -21,9 +21,10 @@ from peers import import_encodec, original_model
 from modeling_encodec.bitstream import compression
 from modeling_encodec.bitstream.bit_packing import pack, packed_size, unpack
 from modeling_encodec.bitstream.compression import decompress, decompress_from_file
-from modeling_encodec.bitstream.ecdc import EcdcError, EcdcHeader, read_header, write_header
+from modeling_encodec.bitstream.errors import EcdcError
 from modeling_encodec.bitstream.inspection import describe
-from modeling_encodec.bitstream.original_file import read_original
+from modeling_encodec.bitstream.v0.container import EcdcHeader, read_header, write_header
+from modeling_encodec.bitstream.v0.file import read_original
 
 
 compress = functools.partial(compression.compress, version=0)
@@ -281,7 +282,7 @@ def test_a_file_that_decodes_to_infinity_is_refused(small_models):
 def test_codes_outside_an_odd_codebook():
     from conftest import make_model
 
-    from modeling_encodec.configuration_encodec import EncodecConfig
+    from modeling_encodec.models.configuration_encodec import EncodecConfig
 
     model = make_model(EncodecConfig(num_filters=2, hidden_size=16, codebook_size=600))
     data = compress(model, noise(1, 1, 3200)[0])

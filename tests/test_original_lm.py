@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from lm_models import make_codes
 from peers import RELEASED_LM, SMALL_LM, import_encodec, lm_pair
 
-from modeling_encodec.bitstream import original_lm
-from modeling_encodec.bitstream.arithmetic_coder import (
+from modeling_encodec.bitstream.errors import EcdcError
+from modeling_encodec.bitstream.v0 import language_model as original_lm
+from modeling_encodec.bitstream.v0.arithmetic_coder import (
     TOTAL,
     ArithmeticDecoder,
     ArithmeticEncoder,
     cumulative_shares,
 )
-from modeling_encodec.bitstream.ecdc import EcdcError, read_header
-from modeling_encodec.bitstream.original_lm import OriginalSteps, decode_segment, encode_segment
+from modeling_encodec.bitstream.v0.container import read_header
+from modeling_encodec.bitstream.v0.language_model import OriginalSteps, decode_segment, encode_segment
 
 
 @pytest.fixture(scope="module")

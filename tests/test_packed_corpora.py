@@ -8,8 +8,8 @@ import pytest
 from training_audio import write
 
 from modeling_encodec.processors.audio import read_audio
+from modeling_encodec.processors.corpus.reading import CorpusConfig
 from modeling_encodec.training.corpora import open_corpus
-from modeling_encodec.training.options import CorpusConfig
 from modeling_encodec.training.packed_corpora import main, pack
 
 

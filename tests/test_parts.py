@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_encodec.cli import main
-from modeling_encodec.parts import join_parts, split_folder
+from modeling_encodec.system.parts import join_parts, split_folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -21,8 +21,8 @@ from modeling_encodec import (
     read_audio,
     write_audio,
 )
-from modeling_encodec.inputs_encodec import PCM_WARNING
-from modeling_encodec.training.clips import measure_clip, read_crop
+from modeling_encodec.models.inputs_encodec import PCM_WARNING
+from modeling_encodec.processors.corpus.clips import measure_clip, read_crop
 
 
 @pytest.fixture(scope="module")

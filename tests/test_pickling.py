@@ -12,12 +12,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from modeling_encodec import EncodecProcessor
-from modeling_encodec.bitstream.fingerprints import lm_fingerprint, stream_fingerprint
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.fingerprints import lm_fingerprint, stream_fingerprint
+from modeling_encodec.models.modeling_encodec import EncodecModel
 from modeling_encodec.processors.code_vocabulary import CodeVocabulary
 from modeling_encodec.processors.dataset_tokenization import CodecDetokenizer, CodecTokenizer
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder
 from modeling_encodec.training.discriminator import MultiScaleSTFTDiscriminator
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling_encodec.demo import demo_clips
-from modeling_encodec.plots import (
+from modeling_encodec.demo.table import demo_clips
+from modeling_encodec.evaluation.plots import (
     codebook_counts,
     mel_spectrogram_db,
     plot_audio,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import noise
 
-from modeling_encodec import modeling_encodec
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
+from modeling_encodec.models import modeling_encodec
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder
 
 
 NAMES = ["24khz", "48khz", "32khz"]

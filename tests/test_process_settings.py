@@ -25,17 +25,17 @@ from safetensors.torch import load_file
 
 from modeling_encodec import EncodecProcessor
 from modeling_encodec.bitstream.compression import compress, compress_to_file, decompress
-from modeling_encodec.bitstream.original_lm import encode_segment
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.bitstream.v0.language_model import encode_segment
 from modeling_encodec.evaluation.metrics import mel_distance, si_snr
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.precision_encodec import call_with_threads, exact_float32
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.precision_encodec import call_with_threads, exact_float32
+from modeling_encodec.models.quantization_encodec import kmeans
 from modeling_encodec.processors.audio import write_audio
 from modeling_encodec.processors.audio_tokens import _no_progress_bar
 from modeling_encodec.processors.dataset_tokenization import CodecDetokenizer, CodecTokenizer
-from modeling_encodec.quantization_encodec import kmeans
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder
 from modeling_encodec.training.configuration import TrainingConfig
 from modeling_encodec.training.discriminator import MultiScaleSTFTDiscriminator
 from modeling_encodec.training.lm_configuration import LMTrainingConfig

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MusicgenDecoderConfig, M
 from without_package import WITHOUT_THE_PACKAGE
 
 from modeling_encodec.checkpoints import bundled_checkpoint
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_encodec import EncodecModel
 from modeling_encodec.processors.code_vocabulary import CodeVocabulary
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
 from modeling_encodec.processors.processing_encodec import EncodecProcessor

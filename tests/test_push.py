@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from without_package import WITHOUT_THE_PACKAGE
 
 from modeling_encodec.checkpoints import bundled_checkpoint, bundled_lm_checkpoint
-from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.conversion import model_card
 from modeling_encodec.conversion.push_to_hub import make_repository, readable_size
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
 
 

@@ -16,7 +16,7 @@ from written_pages import PAGES, ROOT, blocks, commands
 
 from modeling_encodec.checkpoints import bundled_checkpoint
 from modeling_encodec.cli import app, main
-from modeling_encodec.demo import demo_clips
+from modeling_encodec.demo.table import demo_clips
 
 
 README = PAGES["README.md"]
@@ -193,15 +193,12 @@ def check_extra(package: str) -> None:
     assert name == project["name"] and set(extras.split(",")) <= set(project["optional-dependencies"]), package
 
 
-def test_the_readme_names_every_source_file():
+def test_the_readme_names_every_folder():
     tree = README.split("## Files")[1].split("##")[0]
-    for folder in ("modeling_encodec", "processors", "conversion"):
-        for path in (ROOT / folder).iterdir():
-            if path.name.startswith("__") and path.name not in ("__init__.py", "__main__.py"):
-                continue
-            if path.name == "__init__.py" and folder != "modeling_encodec":
-                continue
-            assert path.name in tree, f"{folder}/{path.name} is missing from the README's file tree"
+    folders = [path.parent for path in (ROOT / "modeling_encodec").glob("*/__init__.py")]
+    folders += [ROOT / name for name in ("modeling_encodec", "processors", "conversion", "model_cards", "tests")]
+    for folder in folders:
+        assert f"{folder.name}/ " in tree, f"{folder.name} is missing from the README's file tree"
 
 
 def test_every_command_is_in_the_readme():

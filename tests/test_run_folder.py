@@ -9,7 +9,7 @@ import sys
 import pytest
 from filelock import SoftFileLock
 
-from modeling_encodec.run_folder import start_run
+from modeling_encodec.system.run_folder import start_run
 
 
 fcntl = pytest.importorskip("fcntl")

@@ -15,8 +15,8 @@ from lm_models import TOTAL, Table, make_codes, make_integer_lm, spread
 
 from modeling_encodec.bitstream import segment_coders
 from modeling_encodec.bitstream.segment_coders import MOST_ROWS, LMCoder, RawCoder
-from modeling_encodec.integer_lm_encodec import BLOCK_FRAMES
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.integer_lm_encodec import BLOCK_FRAMES
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 
 
 def by_the_formulas(payload: bytes, lm, books: int, frames: int) -> np.ndarray:

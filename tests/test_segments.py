@@ -12,12 +12,13 @@ from modeling_encodec.evaluation.clips import list_clips
 from modeling_encodec.processors.audio import resample
 from modeling_encodec.processors.audio_files import AudioFile, segment_span
 from modeling_encodec.processors.audio_tokens import PortableCodec, read_clip
+from modeling_encodec.processors.corpus.clips import UnusableClip, read_crop
+from modeling_encodec.processors.corpus.reading import CorpusConfig, manifest_rows
+from modeling_encodec.processors.corpus.segments import Segment, row_segment
 from modeling_encodec.processors.corpus.sources import open_source
 from modeling_encodec.processors.corpus.tokenization import Tokenization, tokenize_corpus
 from modeling_encodec.processors.dataset_tokenization import CodecTokenizer
-from modeling_encodec.training.clips import UnusableClip, read_crop
-from modeling_encodec.training.corpora import CorpusConfig, manifest_rows, open_corpus
-from modeling_encodec.training.segments import Segment, row_segment
+from modeling_encodec.training.corpora import open_corpus
 from modeling_encodec.training.validation import read_clips
 
 

@@ -12,7 +12,7 @@ from test_streaming import NAMES, QUICK, draw_sizes, encoder_of, pieces_of, thro
 from test_streaming_state import every_direction, every_kind, mistakes, pieces_for, stream_of
 
 from modeling_encodec import EncodecConfig, EncodecModel
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,9 +11,9 @@ import torch
 from conftest import noise
 from test_streaming import check_codes, encode, encoder_of, pieces_of, through
 
-from modeling_encodec import streaming
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.streaming import streams as streaming
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder
 
 
 NAMES = ["24khz", "48khz", "32khz"]

@@ -23,9 +23,9 @@ from run_results import (
 )
 
 from modeling_encodec import cli
-from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.evaluation.metrics import si_snr
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
 from modeling_encodec.training import run as run_module
 from modeling_encodec.training.adversary import Adversary

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from training_audio import RATE, batches, constant, equal, sound, training_config, write
 
 from modeling_encodec.processors.audio import read_audio
-from modeling_encodec.training import clips as clips_module
-from modeling_encodec.training.clips import Clip, UnusableClip, index_files, measure_clip, read_crop
+from modeling_encodec.processors.corpus import clips as clips_module
+from modeling_encodec.processors.corpus.clips import Clip, UnusableClip, index_files, measure_clip, read_crop
+from modeling_encodec.processors.corpus.reading import CorpusConfig
 from modeling_encodec.training.corpora import StreamedCorpus, open_corpora, open_corpus
 from modeling_encodec.training.mixing import TrainingAudio
-from modeling_encodec.training.options import CorpusConfig
 
 
 # Crops

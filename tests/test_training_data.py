@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from training_audio import RATE, batches, constant, equal, sound, speech_and_music, training_config, write
 
 from modeling_encodec.processors.audio import read_audio
+from modeling_encodec.processors.corpus.clips import read_crop
+from modeling_encodec.processors.corpus.reading import CorpusConfig
 from modeling_encodec.training import mixing, reverberation
-from modeling_encodec.training.clips import read_crop
 from modeling_encodec.training.corpora import open_corpus
 from modeling_encodec.training.mixing import TrainingAudio, batch_loader
-from modeling_encodec.training.options import CorpusConfig
 from modeling_encodec.training.reverberation import ImpulseResponses, reach, reverberate, reverberation_time
 
 
@@ -256,7 +256,7 @@ def test_errors_of_the_loader(options, message):
 SCRIPT = """
 import multiprocessing, os, signal, sys, time
 from modeling_encodec.training.configuration import TrainingConfig
-from modeling_encodec.training.options import CorpusConfig
+from modeling_encodec.processors.corpus.reading import CorpusConfig
 from modeling_encodec.training.corpora import open_corpus
 from modeling_encodec.training.mixing import TrainingAudio, batch_loader
 

@@ -24,7 +24,7 @@ from run_results import (
 from safetensors.torch import load_file
 
 from modeling_encodec.cli import main
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 from modeling_encodec.training.lm_configuration import LMTrainingConfig
 from modeling_encodec.training.lm_trainer import LMTrainer
 

@@ -13,12 +13,12 @@ from codec_runs import (
 from run_results import assert_equal, fresh_accelerate, state_of  # noqa: F401
 from training_audio import RATE, batches, equal, speech_and_music, training_config, write
 
+from modeling_encodec.processors.corpus.clips import read_crop
+from modeling_encodec.processors.corpus.reading import CorpusConfig
 from modeling_encodec.training import in_memory
-from modeling_encodec.training.clips import read_crop
 from modeling_encodec.training.corpora import StreamedCorpus, open_corpus
 from modeling_encodec.training.in_memory import free_memory
 from modeling_encodec.training.mixing import TrainingAudio
-from modeling_encodec.training.options import CorpusConfig
 
 
 @pytest.mark.parametrize("workers", [0, 2])

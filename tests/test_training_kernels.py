@@ -6,11 +6,11 @@ import pytest
 import torch
 from conftest import noise
 
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.evaluation.mel import power_spectrum, rfft
-from modeling_encodec.layers_encodec import EncodecResnetBlock
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.layers_encodec import EncodecResnetBlock
+from modeling_encodec.models.training_kernels_encodec import residual_unit
+from modeling_encodec.processors.mel import power_spectrum, rfft
 from modeling_encodec.training.losses import feature_loss
-from modeling_encodec.training_kernels_encodec import residual_unit
 
 
 def unit(**options) -> EncodecResnetBlock:

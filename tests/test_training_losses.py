@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import noise
+from discriminator_mapping import discriminator_from_original, discriminator_to_original
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers import import_encodec, original_discriminator
 from torch.nn import functional as F
 
-from modeling_encodec.conversion.key_mapping import discriminator_from_original, discriminator_to_original
-from modeling_encodec.evaluation.mel import MelSpectrogram
 from modeling_encodec.evaluation.metrics import mel_distance
+from modeling_encodec.processors.mel import MelSpectrogram
 from modeling_encodec.training.adversary import Adversary
 from modeling_encodec.training.configuration import TrainingConfig
 from modeling_encodec.training.discriminator import MultiScaleSTFTDiscriminator, windows_for

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers import import_encodec, in_processes
 
-from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.conversion.key_mapping import from_original
-from modeling_encodec.quantization_encodec import EncodecResidualVectorQuantizer, codebook_usage, kmeans
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.quantization_encodec import EncodecResidualVectorQuantizer, codebook_usage, kmeans
 
 
 def make_quantizer(stages: int = 3, size: int = 16, dim: int = 8, seed: int = 0) -> EncodecResidualVectorQuantizer:

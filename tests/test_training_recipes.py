@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from modeling_encodec.training.configuration import TrainingConfig, load_config
-from modeling_encodec.training.debian_corpora import (
+from modeling_encodec.examples.debian_corpora import (
     DOMAINS,
     PACKAGES,
     TRAINING_ALONE,
@@ -21,6 +20,7 @@ from modeling_encodec.training.debian_corpora import (
     prepare,
     read_packaged_audio,
 )
+from modeling_encodec.training.configuration import TrainingConfig, load_config
 from modeling_encodec.training.options import recipe_names
 
 

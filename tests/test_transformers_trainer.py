@@ -9,9 +9,9 @@ from conftest import make_model, noise
 from torch.nn.parallel import scatter_gather
 from transformers import Trainer, TrainingArguments
 
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 
 
 SIZE = {"num_filters": 2, "hidden_size": 16, "codebook_size": 64, "num_lstm_layers": 1}

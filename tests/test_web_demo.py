@@ -15,10 +15,10 @@ from ecdc_files import make_lm, spoil
 
 from modeling_encodec.bitstream.codes_file import EcdcWriter
 from modeling_encodec.bitstream.compression import compress, decompress, read_codes
+from modeling_encodec.demo.web.clips import Limits, code_clip, decode_file
 from modeling_encodec.evaluation.loudness import equalise
 from modeling_encodec.evaluation.metrics import si_snr
 from modeling_encodec.processors.audio import read_audio
-from modeling_encodec.web_demo.clips import Limits, code_clip, decode_file
 
 
 SMALL = Limits(seconds=3, megabytes=1)
@@ -253,7 +253,7 @@ def handler(page, button: str):
 @pytest.fixture
 def page(model, lm, tmp_path, monkeypatch):
     pytest.importorskip("gradio")
-    from modeling_encodec.web_demo.page import build_page
+    from modeling_encodec.demo.web.page import build_page
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "True")  # whatever the machine says
@@ -261,7 +261,7 @@ def page(model, lm, tmp_path, monkeypatch):
 
 
 def test_the_page_offers_what_the_model_has(page, model, small_models, wav):
-    from modeling_encodec.web_demo.page import build_page
+    from modeling_encodec.demo.web.page import build_page
 
     found = parts(page)
     assert [value for _, value in found["bandwidth"].choices] == model.config.target_bandwidths
@@ -330,6 +330,6 @@ def test_the_command_says_what_cannot_work(run, wav):
 
 def test_without_gradio_the_command_says_what_to_install(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    for name in [name for name in sys.modules if name.startswith("modeling_encodec.web_demo.")]:
+    for name in [name for name in sys.modules if name.startswith("modeling_encodec.demo.web.")]:
         monkeypatch.delitem(sys.modules, name)
     one_line(run("demo", "--serve"), "gradio", 'pip install "modeling-encodec[demo]"')

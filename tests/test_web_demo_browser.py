@@ -17,8 +17,8 @@ from ecdc_files import spoil
 
 from modeling_encodec.bitstream.compression import compress, decompress
 from modeling_encodec.checkpoints import bundled_lm_checkpoint
-from modeling_encodec.demo import demo_clips
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.demo.table import demo_clips
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 from modeling_encodec.processors.audio import read_audio
 
 
@@ -38,7 +38,7 @@ from web_browser import (  # noqa: E402
     upload,
 )
 
-from modeling_encodec.web_demo.page import FIND_AUDIO  # noqa: E402
+from modeling_encodec.demo.web.page import FIND_AUDIO  # noqa: E402
 
 
 if CHROMIUM is None:

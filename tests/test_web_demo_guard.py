@@ -18,15 +18,15 @@ import soundfile
 from conftest import noise
 
 from modeling_encodec.bitstream.compression import compress
-from modeling_encodec.web_demo.clips import Limits
+from modeling_encodec.demo.web.clips import Limits
 
 
 pytest.importorskip("gradio")
 
 from fastapi.testclient import TestClient  # noqa: E402
 
-from modeling_encodec.web_demo import guard, serving  # noqa: E402
-from modeling_encodec.web_demo.guard import Guard  # noqa: E402
+from modeling_encodec.demo.web import guard, serving  # noqa: E402
+from modeling_encodec.demo.web.guard import Guard  # noqa: E402
 
 
 SMALL = Limits(seconds=3, megabytes=1)
@@ -357,7 +357,7 @@ def test_a_body_that_does_not_end_is_given_up(app, monkeypatch):
 
 
 def test_the_queue_is_bounded(page, monkeypatch):
-    from modeling_encodec.web_demo import page as page_module
+    from modeling_encodec.demo.web import page as page_module
 
     release, done = threading.Event(), []
 

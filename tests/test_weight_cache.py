@@ -6,11 +6,11 @@ from conftest import make_model, noise
 from ecdc_files import make_lm
 
 from modeling_encodec.bitstream.compression import compress
-from modeling_encodec.bitstream.fingerprints import codebook_fingerprint, lm_fingerprint, model_fingerprint
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
-from modeling_encodec.weight_cache_encodec import WeightCache, unchanged_weights
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.fingerprints import codebook_fingerprint, lm_fingerprint, model_fingerprint
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.weight_cache_encodec import WeightCache, unchanged_weights
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder
 
 
 TINY = {"num_filters": 2, "hidden_size": 16, "codebook_size": 64}

@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from modeling_encodec import worker_processes
-from modeling_encodec.training.clips import UnusableClip
-from modeling_encodec.worker_processes import items_as_ready, items_in_turn
+from modeling_encodec.processors.corpus.clips import UnusableClip
+from modeling_encodec.system import worker_processes
+from modeling_encodec.system.worker_processes import items_as_ready, items_in_turn
 
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, for speed; signals as on Linux")

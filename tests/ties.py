@@ -2,7 +2,7 @@
 
 import torch
 
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_encodec import EncodecModel
 
 
 # How far, relative to its length, a latent may move through rounding in some 25 layers of float32.

@@ -6,10 +6,10 @@ import numpy as np
 import soundfile
 import torch
 
+from modeling_encodec.processors.corpus.reading import CorpusConfig
 from modeling_encodec.training.configuration import TrainingConfig
 from modeling_encodec.training.corpora import Corpus, open_corpus
 from modeling_encodec.training.mixing import batch_loader
-from modeling_encodec.training.options import CorpusConfig
 
 
 RATE = 8000

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from modeling_encodec.web_demo.page import FIND_AUDIO
+from modeling_encodec.demo.web.page import FIND_AUDIO
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -113,7 +113,7 @@ def take_picture(target: str) -> None:
     """The README's: the bundled speech clip, coded."""
     from PIL import Image
 
-    from modeling_encodec.demo import demo_clips
+    from modeling_encodec.demo.table import demo_clips
 
     with served() as (address, _), chromium() as browser:
         page = open_page(new_user(browser), address, [])

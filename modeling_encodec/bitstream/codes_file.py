@@ -24,19 +24,14 @@ from modeling_encodec.bitstream.container import (
     read_segments,
     write_header,
 )
-from modeling_encodec.bitstream.ecdc import EcdcError
-from modeling_encodec.bitstream.fingerprints import (
-    check_fingerprint,
-    codebook_fingerprint,
-    lm_fingerprint,
-    model_fingerprint,
-)
+from modeling_encodec.bitstream.errors import EcdcError, check_fingerprint
 from modeling_encodec.bitstream.segment_coders import LMCoder, RawCoder
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.inputs_encodec import plain_array, real_number, shown, whole_number
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.stream_steps import split_chunks
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.fingerprints import codebook_fingerprint, lm_fingerprint, model_fingerprint
+from modeling_encodec.models.inputs_encodec import plain_array, real_number, shown, whole_number
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
+from modeling_encodec.streaming.steps import split_chunks
 
 
 SEGMENT_SECONDS = 10.0

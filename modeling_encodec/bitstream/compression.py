@@ -10,7 +10,6 @@ from typing import BinaryIO, Literal
 import numpy as np
 import torch
 
-from modeling_encodec.batching_encodec import as_audio
 from modeling_encodec.bitstream.codes_file import (
     MAX_SECONDS,
     SEGMENT_SECONDS,
@@ -21,16 +20,18 @@ from modeling_encodec.bitstream.codes_file import (
 )
 from modeling_encodec.bitstream.concealment import JoinedCodes, check_way, join_segments, silence
 from modeling_encodec.bitstream.container import VERSION, Damage, Header, read_header
-from modeling_encodec.bitstream.ecdc import MAGIC, EcdcError, EcdcHeader, read_exactly
-from modeling_encodec.bitstream.ecdc import read_header as read_original_header
-from modeling_encodec.bitstream.original_file import read_original, write_original
-from modeling_encodec.bitstream.original_lm import check_original_lm
+from modeling_encodec.bitstream.errors import EcdcError, read_exactly
 from modeling_encodec.bitstream.segment_coders import MOST_ROWS
+from modeling_encodec.bitstream.v0.container import MAGIC, EcdcHeader
+from modeling_encodec.bitstream.v0.container import read_header as read_original_header
+from modeling_encodec.bitstream.v0.file import read_original, write_original
+from modeling_encodec.bitstream.v0.language_model import check_original_lm
 from modeling_encodec.checkpoints import checkpoint_for, lm_checkpoint_for
-from modeling_encodec.inputs_encodec import whole_number
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.streaming import decode_blocks, encode_blocks
+from modeling_encodec.models.batching_encodec import as_audio
+from modeling_encodec.models.inputs_encodec import whole_number
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
+from modeling_encodec.streaming.streams import decode_blocks, encode_blocks
 
 
 logger = logging.getLogger(__name__)
@@ -242,7 +243,7 @@ def decompress(
         >>> decompress(b"no audio")
         Traceback (most recent call last):
         ...
-        modeling_encodec.bitstream.ecdc.EcdcError: ...
+        modeling_encodec.bitstream.errors.EcdcError: ...
     """
     return decompress_from_file(io.BytesIO(data), model, lm, **options)
 

@@ -10,8 +10,8 @@ import torch
 
 from modeling_encodec.bitstream.codes_file import DecodedSegment, segment_frames, segment_problem
 from modeling_encodec.bitstream.container import Damage, End, Header
-from modeling_encodec.bitstream.ecdc import EcdcError
-from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.bitstream.errors import EcdcError
+from modeling_encodec.models.configuration_encodec import EncodecConfig
 
 
 # Concealed audio that a file or a stream may have in all: so much however little could be read, and so many times what

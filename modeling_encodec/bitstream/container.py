@@ -33,8 +33,9 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO, NamedTuple
 
 from modeling_encodec.bitstream.bit_packing import packed_size
-from modeling_encodec.bitstream.ecdc import MAGIC, READ_BYTES, SCALE, EcdcError, read_exactly
-from modeling_encodec.inputs_encodec import shown, whole_number
+from modeling_encodec.bitstream.errors import READ_BYTES, EcdcError, read_exactly
+from modeling_encodec.bitstream.v0.container import MAGIC, SCALE
+from modeling_encodec.models.inputs_encodec import shown, whole_number
 
 
 VERSION = 1

@@ -4,9 +4,9 @@ from typing import BinaryIO
 
 from modeling_encodec.bitstream.compression import read_any_header
 from modeling_encodec.bitstream.container import Damage, Header, Segment, read_segments
-from modeling_encodec.bitstream.ecdc import EcdcHeader
+from modeling_encodec.bitstream.v0.container import EcdcHeader
 from modeling_encodec.checkpoints import RELEASED, checkpoint_for
-from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.models.configuration_encodec import EncodecConfig
 
 
 # Damaged ranges that are listed.

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from modeling_encodec.bitstream.bit_packing import pack, unpack
-from modeling_encodec.integer_lm_encodec import BLOCK_FRAMES
-from modeling_encodec.modeling_lm_encodec import NO_CODE, EncodecLM
+from modeling_encodec.models.integer_lm_encodec import BLOCK_FRAMES
+from modeling_encodec.models.modeling_lm_encodec import NO_CODE, EncodecLM
 
 
 # Segments that are decoded together, step by step.

@@ -12,7 +12,6 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from modeling_encodec.atomic import atomic_path, named_errors
 from modeling_encodec.commands.shared import (
     LM_DEVICE,
     Device,
@@ -26,7 +25,8 @@ from modeling_encodec.commands.shared import (
     one_line,
     say,
 )
-from modeling_encodec.stop_signals import raise_if_stopped
+from modeling_encodec.system.atomic import atomic_path, named_errors
+from modeling_encodec.system.stop_signals import raise_if_stopped
 
 
 STREAM = "-"
@@ -94,7 +94,7 @@ def encode(
 
     sounds_like = codec.config.sampling_rate, codec.config.audio_channels
     if stream:
-        from modeling_encodec.live import LIVE_SEGMENT_SECONDS, encode_live
+        from modeling_encodec.bitstream.live import LIVE_SEGMENT_SECONDS, encode_live
 
         encode_live(
             codec,
@@ -167,7 +167,7 @@ def decode(
         return codec, loaded_once(coded_with, "EncodecLM") if coded_with else None
 
     if stream:
-        from modeling_encodec.live import decode_live
+        from modeling_encodec.bitstream.live import decode_live
 
         decode_live(
             models,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from modeling_encodec.commands.shared import Force, LMModel, Model, load, say, say_stopped
-from modeling_encodec.stop_signals import Stopped
+from modeling_encodec.system.stop_signals import Stopped
 
 
 def demo(
@@ -32,7 +32,7 @@ def demo(
             raise ValueError("--serve takes no clips: they are uploaded in the page")
         _serve(model, lm_model, host, port, most_seconds, most_megabytes)
         return
-    from modeling_encodec.demo import demo_clips, run_demo
+    from modeling_encodec.demo.table import demo_clips, run_demo
 
     if out.exists() and not force:
         raise FileExistsError(f"{out} exists; --force writes into it all the same")
@@ -52,8 +52,8 @@ def demo(
 
 
 def _serve(model, lm_model, host, port, most_seconds, most_megabytes) -> None:
-    from modeling_encodec.web_demo.clips import Limits
-    from modeling_encodec.web_demo.serving import serve
+    from modeling_encodec.demo.web.clips import Limits
+    from modeling_encodec.demo.web.serving import serve
 
     limits = Limits(most_seconds, most_megabytes)
     codec, lm = _models(model, lm_model)

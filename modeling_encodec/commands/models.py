@@ -24,7 +24,7 @@ def export(
 ) -> None:
     """The codec as ONNX: encoder, decoder, and one streaming step of each."""
     from modeling_encodec.checkpoints import bundled_checkpoint
-    from modeling_encodec.export import export_onnx
+    from modeling_encodec.models.onnx_export import export_onnx
 
     if form != "onnx":
         raise ValueError(f"form is {form!r}, allowed: onnx")

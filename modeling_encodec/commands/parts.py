@@ -21,7 +21,7 @@ def split(
     ] = None,
 ) -> None:
     """Write a folder's files as parts with checksums; hidden files stay behind."""
-    from modeling_encodec.parts import split_folder
+    from modeling_encodec.system.parts import split_folder
 
     written = split_folder(folder, target, part_bytes=int(size * 1e6), leave_out=leave_out or ())
     total = sum(path.stat().st_size for path in written)
@@ -34,7 +34,7 @@ def join(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder for the files.")],
 ) -> None:
     """Put the files together again, to the bit, or say which part is missing or damaged."""
-    from modeling_encodec.parts import join_parts
+    from modeling_encodec.system.parts import join_parts
 
     written = join_parts(source, folder)
     say(f"{len(written)} files in {folder}")

@@ -26,7 +26,7 @@ def plot(
     Audio: waveforms and mel spectrograms. An .ecdc file: its codes. Tokens: how the codebooks are used. A training
     run: its curves. An evaluation: scores by bitrate.
     """
-    from modeling_encodec.plots import save_figure
+    from modeling_encodec.evaluation.plots import save_figure
 
     if out.exists() and not force:
         raise FileExistsError(f"{out} exists; --force overwrites it")
@@ -52,7 +52,7 @@ def _kind(path: Path):
 
 
 def _audio(paths: list[Path], model: str | None):
-    from modeling_encodec.plots import plot_audio
+    from modeling_encodec.evaluation.plots import plot_audio
     from modeling_encodec.processors.audio import read_audio
 
     versions, rate = {}, None
@@ -65,7 +65,7 @@ def _audio(paths: list[Path], model: str | None):
 def _codes(paths: list[Path], model: str | None):
     from modeling_encodec.bitstream.compression import read_any_header, read_codes
     from modeling_encodec.checkpoints import checkpoint_for
-    from modeling_encodec.plots import plot_codes
+    from modeling_encodec.evaluation.plots import plot_codes
 
     with open(paths[0], "rb") as file:
         header, _ = read_any_header(file)
@@ -77,7 +77,7 @@ def _codes(paths: list[Path], model: str | None):
 
 
 def _training(paths: list[Path], model: str | None):
-    from modeling_encodec.plots import plot_training, read_log
+    from modeling_encodec.evaluation.plots import plot_training, read_log
 
     return plot_training(read_log(_inside(paths[0], "log.jsonl")))
 
@@ -85,7 +85,7 @@ def _training(paths: list[Path], model: str | None):
 def _evaluation(paths: list[Path], model: str | None):
     import json
 
-    from modeling_encodec.plots import plot_rate_distortion
+    from modeling_encodec.evaluation.plots import plot_rate_distortion
 
     path = _inside(paths[0], "evaluation.json")
     try:
@@ -97,7 +97,7 @@ def _evaluation(paths: list[Path], model: str | None):
 
 
 def _tokens(paths: list[Path], model: str | None):
-    from modeling_encodec.plots import codebook_counts, plot_codebook_use
+    from modeling_encodec.evaluation.plots import codebook_counts, plot_codebook_use
     from modeling_encodec.processors.dataset_tokenization import import_datasets, load_tokens, provenance_of
 
     import_datasets().disable_progress_bars()

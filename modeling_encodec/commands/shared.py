@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from modeling_encodec.stop_signals import Stopped
+from modeling_encodec.system.stop_signals import Stopped
 
 
 # Typer carries a click of its own, and of its errors names only this subclass.
@@ -33,7 +33,7 @@ def load(name: str, device: str, kind: str = "EncodecModel"):
     import transformers
 
     import modeling_encodec
-    from modeling_encodec.devices import find_device, move
+    from modeling_encodec.system.devices import find_device, move
 
     found = find_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     transformers.logging.disable_progress_bar()

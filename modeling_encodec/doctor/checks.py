@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import torch
 
 from modeling_encodec.doctor.golden import Golden, digests, previous_frames
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.precision_encodec import thread_count
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
-from modeling_encodec.ties import first_apart, is_tie
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.precision_encodec import thread_count
+from modeling_encodec.models.ties import first_apart, is_tie
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder
 
 
 # The most that a frame's latent may be off, relative to its length; float32 moves it by 5e-6 or less.

@@ -87,7 +87,7 @@ def unfit_versions() -> dict[str, str]:
 
 def devices() -> dict[str, str]:
     """Every device that PyTorch can compute on here, with its name and memory."""
-    from modeling_encodec.devices import devices_here
+    from modeling_encodec.system.devices import devices_here
 
     return {name: _about(name) for name in devices_here()}
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from modeling_encodec.bitstream.fingerprints import lm_fingerprint, stream_fingerprint
 from modeling_encodec.checkpoints import bundled_checkpoint, bundled_lm_checkpoint
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import NO_CODE, EncodecLM
+from modeling_encodec.models.fingerprints import lm_fingerprint, stream_fingerprint
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import NO_CODE, EncodecLM
 
 
 PATH = Path(__file__).parent / "golden.safetensors"

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from modeling_encodec.atomic import atomic_path
 from modeling_encodec.doctor.checks import step_times
 from modeling_encodec.doctor.environment import cpu_name
 from modeling_encodec.doctor.golden import PATH, Golden, digests, fingerprints, load_models, previous_frames
 from modeling_encodec.processors.audio import read_audio
+from modeling_encodec.system.atomic import atomic_path
 
 
 # Of speech and music: from which second, and how many; different ones, so that accelerators compute rows of different
@@ -25,7 +25,7 @@ SECONDS = {"speech": (1.0, 1.2), "music": (2.0, 0.5)}
 def make_golden() -> Golden:
     """What the bundled models give here."""
     model, lm = load_models()
-    rate, folder = model.config.sampling_rate, Path(__file__).parents[1] / "demo_audio"
+    rate, folder = model.config.sampling_rate, Path(__file__).parents[1] / "demo" / "audio"
     rows = []
     for name, (start, seconds) in SECONDS.items():
         audio = torch.from_numpy(read_audio(folder / f"{name}.flac", rate, 1)[0])

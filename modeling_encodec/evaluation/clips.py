@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_encodec.inputs_encodec import as_python, real_number, whole_number
+from modeling_encodec.models.inputs_encodec import as_python, real_number, whole_number
 from modeling_encodec.processors.audio import AudioReader, join_blocks
 from modeling_encodec.processors.audio_kinds import AUDIO_SUFFIXES, OtherFiles, list_audio
-from modeling_encodec.training.clips import (
+from modeling_encodec.processors.corpus.clips import (
     Location,
     UnusableClip,
     check_corpus_rate,
@@ -26,9 +26,15 @@ from modeling_encodec.training.clips import (
     failure,
     resolve,
 )
-from modeling_encodec.training.corpora import DatasetRow, audio_column, file_location, load_dataset, manifest_rows
-from modeling_encodec.training.options import CorpusConfig
-from modeling_encodec.training.segments import Segment, row_path, segment_name
+from modeling_encodec.processors.corpus.reading import (
+    CorpusConfig,
+    DatasetRow,
+    audio_column,
+    file_location,
+    load_dataset,
+    manifest_rows,
+)
+from modeling_encodec.processors.corpus.segments import Segment, row_path, segment_name
 
 
 # Of a manifest or dataset: the first of these that is there, unless another is asked for.

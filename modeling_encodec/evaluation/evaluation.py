@@ -21,15 +21,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from modeling_encodec.atomic import atomic_path
 from modeling_encodec.bitstream.compression import name_of
-from modeling_encodec.bitstream.fingerprints import stream_fingerprint
 from modeling_encodec.evaluation.clips import Clip
 from modeling_encodec.evaluation.scoring import METRICS, count_codes, score_clip
 from modeling_encodec.evaluation.systems import System, program_versions
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.run_folder import Processes, join_processes, start_run
+from modeling_encodec.models.fingerprints import stream_fingerprint
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
+from modeling_encodec.system.atomic import atomic_path
+from modeling_encodec.system.run_folder import Processes, join_processes, start_run
 
 
 logger = logging.getLogger(__name__)

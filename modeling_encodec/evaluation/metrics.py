@@ -7,9 +7,9 @@ import math
 import torch
 from torch.nn import functional as F
 
-from modeling_encodec.batching_encodec import as_audio
-from modeling_encodec.evaluation.mel import MelSpectrogram
-from modeling_encodec.inputs_encodec import check_rate, real_number
+from modeling_encodec.models.batching_encodec import as_audio
+from modeling_encodec.models.inputs_encodec import check_rate, real_number
+from modeling_encodec.processors.mel import MelSpectrogram
 
 
 def si_snr(reference: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 
-from modeling_encodec.atomic import atomic_path
 from modeling_encodec.evaluation.intervals import mean_interval
 from modeling_encodec.evaluation.mushra_key import ANNOTATIONS, LOW_ANCHOR, REFERENCE, MushraKey, read_key
 from modeling_encodec.evaluation.mushra_results import Rating, read_ratings
-from modeling_encodec.plots import as_label, new_figure, save_figure
+from modeling_encodec.evaluation.plots import as_label, new_figure, save_figure
+from modeling_encodec.system.atomic import atomic_path
 
 
 REFERENCE_BELOW, REFERENCE_SHARE = 90, 0.2

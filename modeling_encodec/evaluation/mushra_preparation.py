@@ -21,12 +21,12 @@ from typing import Protocol
 import numpy as np
 import yaml
 
-from modeling_encodec.atomic import atomic_folder
 from modeling_encodec.evaluation.loudness import equalise
 from modeling_encodec.evaluation.mushra_key import ANNOTATIONS, FORMAT, LISTENER, LOW_ANCHOR, MID_ANCHOR, REFERENCE
 from modeling_encodec.evaluation.mushra_stimuli import TRANSITION, find_excerpt, low_pass
-from modeling_encodec.inputs_encodec import check_rate, real_number, whole_number
+from modeling_encodec.models.inputs_encodec import check_rate, real_number, whole_number
 from modeling_encodec.processors.audio import write_audio
+from modeling_encodec.system.atomic import atomic_folder
 
 
 ANCHORS = {LOW_ANCHOR: 3500.0, MID_ANCHOR: 7000.0}

@@ -11,7 +11,7 @@ import importlib.util
 
 import numpy as np
 
-from modeling_encodec.inputs_encodec import audio_array, check_rate
+from modeling_encodec.models.inputs_encodec import audio_array, check_rate
 from modeling_encodec.processors.audio import match_channels, resample
 
 

@@ -18,10 +18,10 @@ from statistics import median
 
 import numpy as np
 
-from modeling_encodec.atomic import atomic_path
 from modeling_encodec.evaluation.clips import ALL
 from modeling_encodec.evaluation.evaluation import Evaluation, clip_path, read_record
 from modeling_encodec.evaluation.intervals import mean_interval
+from modeling_encodec.system.atomic import atomic_path
 
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> dict:
     _write_text(folder / "results.md", table(results) + "\n")
     _write_rows(folder, _rows_of_clips(evaluation, done))
     try:
-        from modeling_encodec.plots import plot_rate_distortion, save_figure
+        from modeling_encodec.evaluation.plots import plot_rate_distortion, save_figure
 
         save_figure(plot_rate_distortion(results), folder / "evaluation.png")
     except ImportError as error:

@@ -11,10 +11,10 @@ import torch
 from modeling_encodec.evaluation.clips import Clip
 from modeling_encodec.evaluation.metrics import mel_distance, si_snr, windowed_si_snr
 from modeling_encodec.evaluation.perceptual import missing_package, pesq, stoi, visqol
+from modeling_encodec.evaluation.plots import codebook_counts
 from modeling_encodec.evaluation.systems import System
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.plots import codebook_counts
-from modeling_encodec.streaming import encode_blocks
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.streaming.streams import encode_blocks
 
 
 # SI-SNR of an exact copy is infinite, which JSON and means have no place for.

@@ -21,9 +21,9 @@ import torch
 
 from modeling_encodec.bitstream.codes_file import check_lm
 from modeling_encodec.bitstream.compression import compress, decompress
-from modeling_encodec.conversion.released import released_by_name
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.checkpoints.released import released_by_name
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 from modeling_encodec.processors.audio import read_audio, resample
 
 

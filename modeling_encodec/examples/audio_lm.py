@@ -20,8 +20,8 @@ import typer
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, Trainer, TrainingArguments, set_seed
 
 from modeling_encodec.checkpoints import bundled_checkpoint
-from modeling_encodec.demo import demo_clips
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.demo.table import demo_clips
+from modeling_encodec.models.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio import read_audio, write_audio
 from modeling_encodec.processors.audio_kinds import AUDIO_SUFFIXES, OtherFiles, list_audio
 from modeling_encodec.processors.processing_encodec import EncodecProcessor

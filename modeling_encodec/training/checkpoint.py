@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from modeling_encodec.atomic import atomic_folder, atomic_path
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_encodec import EncodecModel
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor
+from modeling_encodec.system.atomic import atomic_folder, atomic_path
 from modeling_encodec.training.options import RunConfig
 
 

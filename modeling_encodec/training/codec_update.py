@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
 
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.quantization_encodec import CodebookStatistics
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.quantization_encodec import CodebookStatistics
 from modeling_encodec.training.adversary import Adversary
 from modeling_encodec.training.balancer import Balancer
 from modeling_encodec.training.configuration import TrainingConfig

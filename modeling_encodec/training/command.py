@@ -9,7 +9,8 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from modeling_encodec.training.options import CorpusConfig, RunConfig, load_recipe, recipe_names
+from modeling_encodec.processors.corpus.reading import CorpusConfig
+from modeling_encodec.training.options import RunConfig, load_recipe, recipe_names
 
 
 Data = Annotated[

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from modeling_encodec.evaluation.mel import rfft
-from modeling_encodec.pickling_encodec import PickledByWeights
+from modeling_encodec.models.pickling_encodec import PickledByWeights
+from modeling_encodec.processors.mel import rfft
 
 
 # Windows at 24 kHz; 48 kHz doubles them, so that they last as long (paper 3.4).

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from modeling_encodec.training.clips import Clip, UnusableClip, read_crop
+from modeling_encodec.processors.corpus.clips import Clip, UnusableClip, read_crop
 from modeling_encodec.training.corpora import Corpus, StreamedCorpus
 
 

@@ -11,13 +11,13 @@ from itertools import islice
 
 import torch
 
-from modeling_encodec.atomic import atomic_folder
-from modeling_encodec.bitstream.fingerprints import codebook_fingerprint
-from modeling_encodec.calibration_lm_encodec import check_size
 from modeling_encodec.checkpoints import bundled_checkpoint
-from modeling_encodec.configuration_encodec import EncodecLMConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import IGNORED, EncodecLM
+from modeling_encodec.models.calibration_lm_encodec import check_size
+from modeling_encodec.models.configuration_encodec import EncodecLMConfig
+from modeling_encodec.models.fingerprints import codebook_fingerprint
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import IGNORED, EncodecLM
+from modeling_encodec.system.atomic import atomic_folder
 from modeling_encodec.training.checkpoint import save_checkpoint
 from modeling_encodec.training.code_sequences import CodeSequences, encode_whole
 from modeling_encodec.training.corpora import Corpus, open_corpora

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from modeling_encodec.batching_encodec import to_device
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.modeling_lm_encodec import IGNORED, EncodecLM
+from modeling_encodec.models.batching_encodec import to_device
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_lm_encodec import IGNORED, EncodecLM
 from modeling_encodec.training.lm_configuration import LMTrainingConfig
 from modeling_encodec.training.optimization import NonFiniteLoss, combine_gradients
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from modeling_encodec.evaluation.mel import MelSpectrogram
+from modeling_encodec.processors.mel import MelSpectrogram
 
 
 # Under a division by a norm that may be 0.

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from modeling_encodec.training.clips import Clip, UnusableClip, read_crop
+from modeling_encodec.processors.corpus.clips import Clip, UnusableClip, read_crop
+from modeling_encodec.system.worker_processes import items_in_turn
 from modeling_encodec.training.corpora import Corpus, StreamedCorpus, choose, index_folder
 from modeling_encodec.training.in_memory import decode_corpora
 from modeling_encodec.training.options import RunConfig
 from modeling_encodec.training.reverberation import ImpulseResponses, reach, reverberate
-from modeling_encodec.worker_processes import items_in_turn
 
 
 MIXTURE_ATTEMPTS = 100

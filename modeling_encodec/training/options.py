@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, get_args, get_type_hints
 
-from modeling_encodec.inputs_encodec import as_python
+from modeling_encodec.models.inputs_encodec import as_python
+from modeling_encodec.processors.corpus.reading import CorpusConfig
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -24,22 +25,6 @@ def option(default, help: str):
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
-
-
-@dataclass
-class CorpusConfig:
-    """Where one corpus lies and how often it is drawn."""
-
-    name: str
-    source: str  # a folder, a manifest (.jsonl, .csv, .txt), or a dataset: Hub id or folder of `save_to_disk`
-    kind: Literal["folder", "manifest", "dataset"] = "folder"
-    domain: Literal["speech", "music", "general"] = "speech"
-    weight: float | None = None  # chance beside the other corpora of a pool; its hours of audio without one
-    split: str = "train"  # datasets only, like the rest
-    subset: str | None = None
-    column: str = "audio"
-    streaming: bool = False
-    licence: str = ""  # for the card
 
 
 @dataclass

@@ -24,11 +24,11 @@ from pathlib import Path
 
 import soundfile
 
-from modeling_encodec.atomic import atomic_folder
 from modeling_encodec.processors.audio import read_audio
 from modeling_encodec.processors.audio_ffmpeg import ffmpeg_path
-from modeling_encodec.training.clips import UnusableClip, encoded_seconds, resolve
-from modeling_encodec.training.corpora import list_recordings
+from modeling_encodec.processors.corpus.clips import UnusableClip, encoded_seconds, resolve
+from modeling_encodec.processors.corpus.reading import list_recordings
+from modeling_encodec.system.atomic import atomic_folder
 
 
 FRAME_BYTES = 1000  # of a file besides its packets: headers, and pages of Ogg

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from modeling_encodec.atomic import atomic_path, named_errors
+from modeling_encodec.system.atomic import atomic_path, named_errors
 from modeling_encodec.training.options import RunConfig
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from modeling_encodec.processors.audio import read_audio
 from modeling_encodec.processors.audio_kinds import OtherFiles, list_audio
-from modeling_encodec.training.clips import Location, UnusableClip, file_entries, scan
+from modeling_encodec.processors.corpus.clips import Location, UnusableClip, file_entries, scan
 
 
 logger = logging.getLogger(__name__)

@@ -22,10 +22,10 @@ from tqdm import tqdm
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from modeling_encodec.atomic import atomic_path, clear_partials
 from modeling_encodec.conversion.push_to_hub import make_repository, push_folder
-from modeling_encodec.run_folder import OwnFolder, Processes
-from modeling_encodec.stop_signals import SIGNALS
+from modeling_encodec.system.atomic import atomic_path, clear_partials
+from modeling_encodec.system.run_folder import OwnFolder, Processes
+from modeling_encodec.system.stop_signals import SIGNALS
 from modeling_encodec.training.checkpoint import CHECKPOINT, load_checkpoint
 from modeling_encodec.training.mixing import batch_loader
 from modeling_encodec.training.optimization import NonFiniteLoss

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from modeling_encodec.batching_encodec import to_device
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.json_files_encodec import one_line_errors
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.quantization_encodec import codebook_usage
+from modeling_encodec.models.batching_encodec import to_device
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.json_files_encodec import one_line_errors
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.quantization_encodec import codebook_usage
 from modeling_encodec.training.checkpoint import load_discriminators, save_checkpoint, save_model
 from modeling_encodec.training.codec_update import CodecUpdate
 from modeling_encodec.training.configuration import TrainingConfig

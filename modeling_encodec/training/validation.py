@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from modeling_encodec.evaluation.metrics import mel_distance, si_snr
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio import read_audio, write_audio
-from modeling_encodec.training.clips import resolve
-from modeling_encodec.training.corpora import list_recordings
+from modeling_encodec.processors.corpus.clips import resolve
+from modeling_encodec.processors.corpus.reading import list_recordings
 
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def decode_clips(model: EncodecModel, clips: dict[str, torch.Tensor], folder: Pa
         for name, version in versions.items():
             write_audio(folder / f"{clip} {name}.wav".replace(" ", "_"), version, rate)
     try:
-        from modeling_encodec.plots import plot_audio, save_figure
+        from modeling_encodec.evaluation.plots import plot_audio, save_figure
 
         save_figure(plot_audio(rows, rate), folder / "spectrograms.png")
     except ImportError as error:

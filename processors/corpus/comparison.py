@@ -11,10 +11,10 @@ import pyarrow
 import torch
 from pyarrow import parquet
 
+from modeling_encodec.models.ties import first_apart, is_tie
 from modeling_encodec.processors.audio_tokens import PortableCodec, Tokens, join_pieces, one_thread, read_clip
 from modeling_encodec.processors.corpus.checksums import find_faults, read_manifest
 from modeling_encodec.processors.corpus.sources import Source, open_source
-from modeling_encodec.ties import first_apart, is_tie
 
 
 TOKEN_COLUMNS = ("codes", "audio_length", "scales")

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow
 
 from modeling_encodec.processors.audio_kinds import OtherFiles, is_audio, safe_name
+from modeling_encodec.processors.corpus.reading import BadRow, no_manifest, read_manifest, refuse
 from modeling_encodec.processors.corpus.rows import (
     LEAST_ROWS,
     MOST_ROWS,
@@ -24,8 +25,14 @@ from modeling_encodec.processors.corpus.rows import (
     refuse_options,
     shard_share,
 )
-from modeling_encodec.training.corpora import BadRow, no_manifest, read_manifest, refuse
-from modeling_encodec.training.segments import PATH_KEYS, Segment, UnknownKey, row_path, row_segment, segment_name
+from modeling_encodec.processors.corpus.segments import (
+    PATH_KEYS,
+    Segment,
+    UnknownKey,
+    row_path,
+    row_segment,
+    segment_name,
+)
 
 
 LEAST_BYTES, MOST_BYTES = 8 << 20, 256 << 20  # of the files of a shard, unless something else is asked for

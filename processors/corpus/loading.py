@@ -12,14 +12,14 @@ from functools import partial
 
 import numpy as np
 
-from modeling_encodec.batching_encodec import group_by_length
-from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.models.batching_encodec import group_by_length
+from modeling_encodec.models.configuration_encodec import EncodecConfig
 from modeling_encodec.processors.audio import join_blocks
 from modeling_encodec.processors.audio_tokens import open_clip
+from modeling_encodec.processors.corpus.clips import failure
 from modeling_encodec.processors.corpus.sources import Row, Shard
-from modeling_encodec.streaming import cut_blocks
-from modeling_encodec.training.clips import failure
-from modeling_encodec.worker_processes import items_as_ready
+from modeling_encodec.streaming.streams import cut_blocks
+from modeling_encodec.system.worker_processes import items_as_ready
 
 
 WINDOW_BATCHES = 2  # batches' worth of clips that are sorted by length together

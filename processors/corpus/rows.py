@@ -15,8 +15,8 @@ import pyarrow
 
 from modeling_encodec.processors.audio_ffmpeg import OTHER_SUFFIXES
 from modeling_encodec.processors.audio_kinds import SNDFILE_SUFFIXES, OtherFiles, safe_name
-from modeling_encodec.training.clips import Location
-from modeling_encodec.training.segments import PATH_KEYS
+from modeling_encodec.processors.corpus.clips import Location
+from modeling_encodec.processors.corpus.segments import PATH_KEYS
 
 
 # That name a member of a file, whose address follows.

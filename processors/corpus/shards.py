@@ -18,7 +18,6 @@ from pathlib import Path
 import pyarrow
 from pyarrow import parquet
 
-from modeling_encodec.atomic import atomic_path
 from modeling_encodec.processors.audio_tokens import Tokens
 from modeling_encodec.processors.corpus.checksums import (
     BLANK,
@@ -29,6 +28,7 @@ from modeling_encodec.processors.corpus.checksums import (
     seal_shard,
 )
 from modeling_encodec.processors.corpus.loading import Place
+from modeling_encodec.system.atomic import atomic_path
 
 
 ROW_GROUP_FRAMES = 1 << 17  # half an hour at 75 frames a second: each group has a dictionary of codes of its own

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from modeling_encodec.processors.audio_kinds import AUDIO_SUFFIXES
 from modeling_encodec.processors.corpus.files import ARCHIVE_SUFFIXES, folder_source, manifest_source
+from modeling_encodec.processors.corpus.reading import CorpusConfig
 from modeling_encodec.processors.corpus.rows import Reach, Row, Shard, Source, refuse_options
 from modeling_encodec.processors.corpus.tables import dataset_source, parquet_source, stored_source
 from modeling_encodec.processors.corpus.tars import tar_source
-from modeling_encodec.training.options import CorpusConfig
 
 
 __all__ = ["Row", "Shard", "Source", "open_source"]

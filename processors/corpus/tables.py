@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 
-from modeling_encodec.inputs_encodec import audio_array
+from modeling_encodec.models.inputs_encodec import audio_array
 from modeling_encodec.processors.audio_files import file_fault
 from modeling_encodec.processors.audio_kinds import safe_name
+from modeling_encodec.processors.corpus.clips import Location, failure
+from modeling_encodec.processors.corpus.reading import CorpusConfig, audio_column, encoded_audio, load_dataset, refuse
 from modeling_encodec.processors.corpus.rows import (
     LEAST_ROWS,
     MOST_ROWS,
@@ -32,10 +34,7 @@ from modeling_encodec.processors.corpus.rows import (
     refuse_options,
     shard_share,
 )
-from modeling_encodec.training.clips import Location, failure
-from modeling_encodec.training.corpora import audio_column, encoded_audio, load_dataset, refuse
-from modeling_encodec.training.options import CorpusConfig
-from modeling_encodec.training.segments import cut_location, segment_keys
+from modeling_encodec.processors.corpus.segments import cut_location, segment_keys
 
 
 TABLE_ROWS = 16  # that are in memory at a time

@@ -17,6 +17,8 @@ import pyarrow
 
 from modeling_encodec.processors.audio_files import file_fault
 from modeling_encodec.processors.audio_kinds import safe_name
+from modeling_encodec.processors.corpus.clips import Location, UnusableClip
+from modeling_encodec.processors.corpus.reading import refuse
 from modeling_encodec.processors.corpus.rows import (
     Listing,
     Row,
@@ -27,8 +29,6 @@ from modeling_encodec.processors.corpus.rows import (
     choose_column,
     one_line_reasons,
 )
-from modeling_encodec.training.clips import Location, UnusableClip
-from modeling_encodec.training.corpora import refuse
 
 
 KINDS = {

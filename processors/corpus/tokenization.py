@@ -22,8 +22,8 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from modeling_encodec.batching_encodec import to_device
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.batching_encodec import to_device
+from modeling_encodec.models.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio_ffmpeg import ffmpeg_version
 from modeling_encodec.processors.audio_tokens import (
     PortableCodec,
@@ -54,8 +54,8 @@ from modeling_encodec.processors.corpus.shards import (
     write_summary,
 )
 from modeling_encodec.processors.corpus.sources import Shard, Source
-from modeling_encodec.run_folder import Processes, join_processes, start_run
-from modeling_encodec.streaming import StreamingEncoder, signal_pieces
+from modeling_encodec.streaming.streams import StreamingEncoder, signal_pieces
+from modeling_encodec.system.run_folder import Processes, join_processes, start_run
 
 
 logger = logging.getLogger(__name__)

@@ -23,10 +23,10 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from modeling_encodec import layers_encodec
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.outputs_encodec import EncodecEncoderOutput
+from modeling_encodec.models import layers_encodec
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.outputs_encodec import EncodecEncoderOutput
 from modeling_encodec.processors.audio import read_audio
 
 

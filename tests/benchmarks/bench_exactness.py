@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from modeling_encodec import seanet_encodec
 from modeling_encodec.checkpoints import bundled_checkpoint
-from modeling_encodec.demo import demo_clips
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.demo.table import demo_clips
+from modeling_encodec.models import seanet_encodec
+from modeling_encodec.models.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio import read_audio
 
 

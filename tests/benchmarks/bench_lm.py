@@ -25,11 +25,11 @@ import torch
 from modeling_encodec.bitstream.codes_file import EcdcReader, EcdcWriter
 from modeling_encodec.bitstream.container import End
 from modeling_encodec.bitstream.segment_coders import MOST_ROWS
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
 from modeling_encodec.conversion.key_mapping import lm_to_original
-from modeling_encodec.integer_lm_encodec import TOTAL
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import NO_CODE, EncodecLM
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.integer_lm_encodec import TOTAL
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import NO_CODE, EncodecLM
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

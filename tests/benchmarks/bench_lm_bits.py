@@ -18,9 +18,9 @@ import torch
 from modeling_encodec.bitstream.codes_file import EcdcWriter
 from modeling_encodec.bitstream.container import Segment, read_header, read_segments
 from modeling_encodec.checkpoints import bundled_checkpoint, bundled_lm_checkpoint
-from modeling_encodec.integer_lm_encodec import OUTPUT_STEP_BITS, TOTAL
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import NO_CODE, EncodecLM
+from modeling_encodec.models.integer_lm_encodec import OUTPUT_STEP_BITS, TOTAL
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import NO_CODE, EncodecLM
 from modeling_encodec.processors.audio import read_audio
 
 

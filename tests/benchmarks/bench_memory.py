@@ -91,8 +91,8 @@ def run_call(work: str, seconds: int) -> tuple[float, int]:
     """A call with a whole signal of noise: MB before it, and bytes of what is given and returned."""
     import torch
 
-    from modeling_encodec.configuration_encodec import EncodecConfig
-    from modeling_encodec.modeling_encodec import EncodecModel
+    from modeling_encodec.models.configuration_encodec import EncodecConfig
+    from modeling_encodec.models.modeling_encodec import EncodecModel
 
     with torch.inference_mode(False):
         model = EncodecModel(EncodecConfig.preset_24khz()).eval()
@@ -117,7 +117,7 @@ def run_command(paths: tuple[str, ...]) -> float:
     from modeling_encodec.bitstream import compression  # noqa: F401
     from modeling_encodec.checkpoints import bundled_checkpoint
     from modeling_encodec.cli import main as command_line
-    from modeling_encodec.modeling_encodec import EncodecModel
+    from modeling_encodec.models.modeling_encodec import EncodecModel
 
     transformers.logging.disable_progress_bar()
     model = EncodecModel.from_pretrained(bundled_checkpoint()).eval()

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.export import export_onnx
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.onnx_export import export_onnx
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

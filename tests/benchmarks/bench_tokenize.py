@@ -27,9 +27,9 @@ import torch
 import transformers
 from datasets import Dataset, disable_caching, disable_progress_bars
 
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.demo import demo_clips
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.demo.table import demo_clips
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
 from modeling_encodec.processors.audio import read_audio
 from modeling_encodec.processors.dataset_tokenization import CodecTokenizer, load_tokens
 from modeling_encodec.processors.feature_extraction_encodec import EncodecFeatureExtractor

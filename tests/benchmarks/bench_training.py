@@ -31,8 +31,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
 from modeling_encodec.training.codec_update import CodecUpdate, choices_of
 from modeling_encodec.training.configuration import TrainingConfig
 from modeling_encodec.training.discriminator import MultiScaleSTFTDiscriminator

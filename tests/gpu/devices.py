@@ -8,7 +8,7 @@ import pytest
 import torch
 from pretended import NoCompiler, load_guard, pretended_device
 
-from modeling_encodec.precision_encodec import has_bfloat16
+from modeling_encodec.models.precision_encodec import has_bfloat16
 
 
 REAL = torch.cuda.is_available()

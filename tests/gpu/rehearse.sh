@@ -24,7 +24,7 @@ if [ -n "${1:-}" ]; then cp -R "$1" "$tree/carried/wheels"; else
 fi
 if [ -n "${2:-}" ]; then cp -R "$2" "$tree/carried/clips"; else
     "$python" -m modeling_encodec.training.packed_corpora \
-        "$root/modeling_encodec/demo_audio" "$tree/carried/clips" --megabytes 2
+        "$root/modeling_encodec/demo/audio" "$tree/carried/clips" --megabytes 2
 fi
 size=$(find "$tree" -type f -exec cat {} + | wc -c)
 echo "what travels: $((size / 1024)) KiB of $((most / 1024))"

@@ -9,10 +9,10 @@ import pytest
 import torch
 from devices import gpu_or_pretended
 
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder
 
 
 class Budget(NamedTuple):

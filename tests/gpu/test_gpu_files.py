@@ -10,11 +10,11 @@ from devices import REAL, assert_near, assert_on
 from ecdc_files import make_lm
 
 from modeling_encodec.bitstream.compression import compress, compress_blocks, decompress
-from modeling_encodec.bitstream.fingerprints import codebook_fingerprint, stream_fingerprint
+from modeling_encodec.bitstream.live import decode_live, encode_live
 from modeling_encodec.evaluation.metrics import mel_distance, si_snr, windowed_si_snr
 from modeling_encodec.evaluation.scoring import count_codes
 from modeling_encodec.evaluation.systems import Codec
-from modeling_encodec.live import decode_live, encode_live
+from modeling_encodec.models.fingerprints import codebook_fingerprint, stream_fingerprint
 
 
 pytestmark = [pytest.mark.usefixtures("device"), pytest.mark.parametrize("name", ["24khz", "48khz"])]

@@ -11,7 +11,7 @@ from lm_models import make_codes, make_integer_lm
 from modeling_encodec import EncodecConfig, EncodecModel
 from modeling_encodec.bitstream.segment_coders import LMCoder
 from modeling_encodec.processors.audio_tokens import begin_clips, encode_clips
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder
 
 
 pytest.importorskip("pretended")  # the pretended GPU

@@ -9,11 +9,11 @@ from devices import assert_near, assert_on, assert_same_codes, full_float32, rag
 from lm_models import make_codes, make_integer_lm, make_lm, shifted
 
 from modeling_encodec import EncodecLM, EncodecModel
-from modeling_encodec.configuration_encodec import EncodecConfig
 from modeling_encodec.conversion import verification
-from modeling_encodec.export import Decoder, Encoder
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.onnx_export import Decoder, Encoder
 from modeling_encodec.processors.audio_tokens import decode_tokens, encode_clips
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder
 
 
 pytestmark = pytest.mark.usefixtures("device")

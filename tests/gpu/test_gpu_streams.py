@@ -7,7 +7,7 @@ import torch
 from conftest import noise
 from devices import assert_near, assert_on, assert_same_codes, moved
 
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder, decode_blocks, encode_blocks
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder, decode_blocks, encode_blocks
 
 
 pytestmark = pytest.mark.usefixtures("device")

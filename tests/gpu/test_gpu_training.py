@@ -9,8 +9,8 @@ from conftest import make_model, noise
 from devices import REAL, assert_near, assert_on, full_float32, moved
 from lm_models import make_lm
 
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.quantization_encodec import codebook_usage
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.quantization_encodec import codebook_usage
 from modeling_encodec.training.codec_update import CodecUpdate
 from modeling_encodec.training.configuration import TrainingConfig
 from modeling_encodec.training.lm_configuration import LMTrainingConfig

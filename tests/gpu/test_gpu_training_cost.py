@@ -6,9 +6,9 @@ import pytest
 import torch
 from devices import gpu_or_pretended
 
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 from modeling_encodec.training.codec_update import CodecUpdate, choices_of
 from modeling_encodec.training.configuration import load_config
 from modeling_encodec.training.lm_configuration import LMTrainingConfig

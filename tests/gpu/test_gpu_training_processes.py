@@ -9,7 +9,7 @@ from peers import in_processes
 from run_results import assert_equal
 from torch import distributed
 
-from modeling_encodec.configuration_encodec import EncodecConfig
+from modeling_encodec.models.configuration_encodec import EncodecConfig
 from modeling_encodec.training.codec_update import CodecUpdate
 from modeling_encodec.training.configuration import TrainingConfig
 

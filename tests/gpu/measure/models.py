@@ -72,7 +72,7 @@ def real_clips(rate: int, channels: int) -> dict[str, torch.Tensor]:
     """Real audio (channels, T) by name: the bundled clips and what lies beside the tree. Where libsndfile is missing,
     the second that `doctor` keeps, at 24 kHz mono alone."""
     try:
-        from modeling_encodec.demo import demo_clips
+        from modeling_encodec.demo.table import demo_clips
         from modeling_encodec.processors.audio import read_audio
     except ImportError:
         from modeling_encodec.doctor.golden import load_golden

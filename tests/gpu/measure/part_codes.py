@@ -47,7 +47,7 @@ def _frames(coded, config):
 
 def _compare_exact(model, there, batches) -> str:
     """Frames that are equal, ties, and what is neither."""
-    from modeling_encodec.ties import is_tie
+    from modeling_encodec.models.ties import is_tie
 
     total = ties = wrong = 0
     worst = 0.0

@@ -13,9 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modeling_encodec.atomic import atomic_path
-from modeling_encodec.evaluation.mel_filters import mel_filters
-from modeling_encodec.inputs_encodec import as_python, audio_array, check_rate, plain_array, real_number, whole_number
+from modeling_encodec.models.inputs_encodec import (
+    as_python,
+    audio_array,
+    check_rate,
+    plain_array,
+    real_number,
+    whole_number,
+)
+from modeling_encodec.processors.mel_filters import mel_filters
+from modeling_encodec.system.atomic import atomic_path
 
 
 if TYPE_CHECKING:

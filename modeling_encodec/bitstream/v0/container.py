@@ -12,7 +12,7 @@
 
 Chunks carry no lengths: frames follow from "al". The format names a model but cannot tell its weights; files written
 here therefore carry one more key, "fp", the model's fingerprint as in version 1, which the original passes over. With
-"lm" the codes are written as in `original_lm` instead.
+"lm" the codes are written as in `language_model` instead.
 """
 
 import json
@@ -24,6 +24,7 @@ from typing import BinaryIO
 import numpy as np
 
 from modeling_encodec.bitstream.bit_packing import pack, packed_size, unpack
+from modeling_encodec.bitstream.errors import EcdcError, read_exactly
 
 
 MAGIC = b"ECDC"
@@ -32,15 +33,10 @@ PREFIX = struct.Struct("!4sBI")
 SCALE = struct.Struct("!f")
 # Real headers have under 100 bytes; a longer one is damage, and is not read.
 MOST_HEADER_BYTES = 4096
-READ_BYTES = 1 << 20
 # Frames that are unpacked at a time, a multiple of 8.
 BLOCK_FRAMES = 1 << 12
 # The greatest length that other programs' numbers hold.
 MAX_SAMPLES = 2**63 - 1
-
-
-class EcdcError(ValueError):
-    """A file that is no valid `.ecdc`, or not for this model."""
 
 
 @dataclass(frozen=True)
@@ -144,18 +140,3 @@ def read_end(file: BinaryIO) -> None:
     """
     if file.read(1):
         raise EcdcError("bytes follow the last segment, allowed: none")
-
-
-def read_exactly(file: BinaryIO, size: int, what: str) -> bytes:
-    """`size` bytes, read in pieces, so that a false size costs no more memory than the file has bytes.
-
-    Raises:
-        EcdcError: if there are fewer, which it calls the `what`.
-    """
-    data = bytearray()
-    while len(data) < size:
-        piece = file.read(min(size - len(data), READ_BYTES))
-        if not piece:
-            raise EcdcError(f"file ends inside the {what}: {size - len(data)} of {size} bytes are missing")
-        data += piece
-    return bytes(data)

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from modeling_encodec.bitstream.compression import name_of
-from modeling_encodec.demo import demo_clips
+from modeling_encodec.demo.table import demo_clips
+from modeling_encodec.demo.web.clips import CodedClip, Limits, code_clip, decode_file
 from modeling_encodec.evaluation.loudness import equalise
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.plots import plot_audio, plot_codes, save_figure
+from modeling_encodec.evaluation.plots import plot_audio, plot_codes, save_figure
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 from modeling_encodec.processors.audio import write_audio
-from modeling_encodec.web_demo.clips import CodedClip, Limits, code_clip, decode_file
 
 
 try:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from modeling_encodec.stop_signals import raise_if_stopped
+from modeling_encodec.system.stop_signals import raise_if_stopped
 
 
 PARTIAL, REPLACED = ".partial", ".replaced"

@@ -19,11 +19,12 @@ from modeling_encodec.bitstream.compression import (
     read_joined,
 )
 from modeling_encodec.bitstream.container import End, Segment, read_segments
-from modeling_encodec.bitstream.ecdc import EcdcError, EcdcHeader
+from modeling_encodec.bitstream.errors import EcdcError
 from modeling_encodec.bitstream.inspection import describe
+from modeling_encodec.bitstream.v0.container import EcdcHeader
 from modeling_encodec.evaluation.metrics import si_snr
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 from modeling_encodec.processors.audio import AudioReader, join_blocks
 
 

@@ -15,7 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from modeling_encodec.stop_signals import SIGNALS
+from modeling_encodec.system.stop_signals import SIGNALS
 
 
 POLL_SECONDS = 0.2  # how long a wait goes on before it is asked whether to stop

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_encodec.atomic import atomic_path
 from modeling_encodec.processors.audio import match_channels, resample
 from modeling_encodec.processors.audio_files import AudioFile, file_fault, segment_span
-from modeling_encodec.training.segments import Segment, segment_name
+from modeling_encodec.processors.corpus.segments import Segment, segment_name
+from modeling_encodec.system.atomic import atomic_path
 
 
 logger = logging.getLogger(__name__)

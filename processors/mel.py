@@ -5,7 +5,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from modeling_encodec.evaluation.mel_filters import mel_filters
+from modeling_encodec.processors.mel_filters import mel_filters
 
 
 def rfft(frames: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ class MelSpectrogram(nn.Module):
 
     Examples:
         >>> import torch
-        >>> from modeling_encodec.evaluation.mel import MelSpectrogram
+        >>> from modeling_encodec.processors.mel import MelSpectrogram
         >>> mel = MelSpectrogram(24000, 1024)(torch.sin(torch.arange(24000) * 2 * torch.pi * 3000 / 24000))
         >>> mel.shape, mel[50].argmax().item()  # the middle of band 36, counted from 0, is 2.94 kHz
         (torch.Size([94, 64]), 36)

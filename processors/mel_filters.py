@@ -14,7 +14,7 @@ def mel_filters(
     equal area. Where bands are narrower than bins, some hold none and stay 0.
 
     Examples:
-        >>> from modeling_encodec.evaluation.mel_filters import mel_filters
+        >>> from modeling_encodec.processors.mel_filters import mel_filters
         >>> filters = mel_filters(1024, 64, 24000)
         >>> filters.shape, int(filters[:, 36].argmax())  # the bin at 2.95 kHz, in the middle of band 36
         ((513, 64), 126)

@@ -1,7 +1,7 @@
 """Coded audio into an `.ecdc` file of version 0 and out of it, as the `encodec` package writes and reads them.
 
 Its codes can be coded with a language model too, in floats, which only the machine and the thread count that wrote
-such a file can be relied on to read (`original_lm`). Version 1 has neither that fault nor this format's want of
+such a file can be relied on to read (`language_model`). Version 1 has neither that fault nor this format's want of
 checksums.
 """
 
@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from modeling_encodec.bitstream.ecdc import (
-    EcdcError,
+from modeling_encodec.bitstream.errors import EcdcError, check_fingerprint
+from modeling_encodec.bitstream.v0.container import (
     EcdcHeader,
     read_end,
     read_scale,
@@ -20,10 +20,10 @@ from modeling_encodec.bitstream.ecdc import (
     write_scale,
     write_segment,
 )
-from modeling_encodec.bitstream.fingerprints import check_fingerprint, model_fingerprint
-from modeling_encodec.bitstream.original_lm import decode_segment, encode_segment
-from modeling_encodec.modeling_encodec import EncodecEncoderOutput, EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
+from modeling_encodec.bitstream.v0.language_model import decode_segment, encode_segment
+from modeling_encodec.models.fingerprints import model_fingerprint
+from modeling_encodec.models.modeling_encodec import EncodecEncoderOutput, EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 
 
 logger = logging.getLogger(__name__)

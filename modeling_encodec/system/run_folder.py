@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from modeling_encodec.atomic import PARTIAL, atomic_path, clear_partials
+from modeling_encodec.system.atomic import PARTIAL, atomic_path, clear_partials
 
 
 T = TypeVar("T")

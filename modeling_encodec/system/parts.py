@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from modeling_encodec.atomic import atomic_folder
+from modeling_encodec.system.atomic import atomic_folder
 
 
 LIST = "parts.json"

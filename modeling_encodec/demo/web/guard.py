@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from modeling_encodec.web_demo.clips import Limits
+from modeling_encodec.demo.web.clips import Limits
 
 
 READ = re.compile(r"/(config|theme\.css|favicon\.ico|manifest\.json|((assets|static|svelte)/.*))?")

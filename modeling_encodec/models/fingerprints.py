@@ -15,12 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from modeling_encodec.bitstream.ecdc import EcdcError
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.inputs_encodec import shown
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.weight_cache_encodec import WeightCache, copy_in_pieces
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
+from modeling_encodec.models.weight_cache_encodec import WeightCache, copy_in_pieces
 
 
 # Every field of the codec's configuration is on one of these two lists.
@@ -74,27 +72,6 @@ def lm_fingerprint(lm: EncodecLM) -> str:
     numbers = (config.num_attention_heads, config.context_frames, int(config.zero_past_key))
     tables = _state(lm.integer)
     return _digest(lm.integer, tables, repr(numbers).encode())
-
-
-def check_fingerprint(named: str, theirs: str, model: EncodecModel, other_decoder: bool = False) -> None:
-    """Refuse a model that a file, made with the model `named` of the fingerprint `theirs`, was not made with.
-
-    Args:
-        named: the model's name in the file.
-        theirs: the fingerprint in the file.
-        model: the one to read the file with.
-        other_decoder: whether a decoder or settings of its own are no matter.
-
-    Raises:
-        EcdcError: which names both.
-    """
-    ours = model_fingerprint(model)
-    if ours == theirs or (other_decoder and ours[:8] == theirs[:8]):
-        return
-    message = f"the file was made with {shown(named)} (fingerprint {theirs}), this model's is {ours}"
-    if ours[:8] == theirs[:8]:
-        message += f": the same codebooks, another decoder or settings (in {model.dtype}); other_decoder allows that"
-    raise EcdcError(message)
 
 
 def _settings(config: EncodecConfig) -> bytes:

@@ -1,4 +1,4 @@
-"""Free audio for training, from Debian's own packages: `python -m modeling_encodec.training.debian_corpora DEST`.
+"""Free audio for training, from Debian's own packages: `python -m modeling_encodec.examples.debian_corpora DEST`.
 
 Debian ships recorded speech, spoken words, music and game sounds under free licences, and any Debian machine can fetch
 them with its own `apt-get`. That is far less than the paper's data (arXiv 2210.13438, table A.1), but it needs no
@@ -30,9 +30,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from modeling_encodec.atomic import atomic_path
 from modeling_encodec.processors.audio import match_channels, read_audio, resample, write_audio
 from modeling_encodec.processors.audio_kinds import SNDFILE_SUFFIXES
+from modeling_encodec.system.atomic import atomic_path
 
 
 logger = logging.getLogger(__name__)

@@ -17,14 +17,21 @@ from typing import Literal
 
 import torch
 
-from modeling_encodec.batching_encodec import as_audio, as_codes, as_tensor, to_device
-from modeling_encodec.bitstream.fingerprints import stream_fingerprint
-from modeling_encodec.inputs_encodec import as_python, whole_number
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import NO_CODE
-from modeling_encodec.precision_encodec import exact_float32
-from modeling_encodec.stream_steps import ChunkDecoding, ChunkEncoding, LayerSteps, StreamState, of_rows, split_chunks
-from modeling_encodec.weight_cache_encodec import now, unchanged_weights
+from modeling_encodec.models.batching_encodec import as_audio, as_codes, as_tensor, to_device
+from modeling_encodec.models.fingerprints import stream_fingerprint
+from modeling_encodec.models.inputs_encodec import as_python, whole_number
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import NO_CODE
+from modeling_encodec.models.precision_encodec import exact_float32
+from modeling_encodec.models.weight_cache_encodec import now, unchanged_weights
+from modeling_encodec.streaming.steps import (
+    ChunkDecoding,
+    ChunkEncoding,
+    LayerSteps,
+    StreamState,
+    of_rows,
+    split_chunks,
+)
 
 
 MODES = ("exact", "low_latency")
@@ -402,7 +409,7 @@ class StreamingDecoder(_Stream):
 def _onnx_hop(path: str | Path | None, kind: str, model: EncodecModel, num_quantizers: int | None = None):
     if path is None:
         return None
-    from modeling_encodec.export import OnnxHop
+    from modeling_encodec.models.onnx_export import OnnxHop
 
     if model.device.type != "cpu" or model.compute_dtype != torch.float32:
         raise ValueError(f"onnx_step is given on {model.device} in {model.compute_dtype}, allowed: cpu, float32")

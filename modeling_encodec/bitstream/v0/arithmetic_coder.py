@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from modeling_encodec.bitstream.bit_packing import pack
-from modeling_encodec.bitstream.ecdc import EcdcError, read_exactly
+from modeling_encodec.bitstream.errors import EcdcError, read_exactly
 
 
 TOTAL_BITS = 24

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from modeling_encodec.atomic import atomic_path
-from modeling_encodec.bitstream.fingerprints import stream_fingerprint
-from modeling_encodec.kernels_encodec import Conv1d, ConvTranspose1d
-from modeling_encodec.modeling_encodec import EncodecModel
+from modeling_encodec.models.fingerprints import stream_fingerprint
+from modeling_encodec.models.kernels_encodec import Conv1d, ConvTranspose1d
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.system.atomic import atomic_path
 
 
 OPSET = 18

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_encodec.configuration_encodec import EncodecConfig, EncodecLMConfig
+from modeling_encodec.models.configuration_encodec import EncodecConfig, EncodecLMConfig
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch.nn.functional import embedding, gelu, layer_norm, linear, multi_head_attention_forward
 
-from modeling_encodec.batching_encodec import as_tensor
-from modeling_encodec.bitstream.arithmetic_coder import ArithmeticDecoder, ArithmeticEncoder, cumulative_shares
-from modeling_encodec.bitstream.ecdc import EcdcError
-from modeling_encodec.modeling_lm_encodec import NO_CODE, EncodecLM, EncodecLMLayer
-from modeling_encodec.precision_encodec import call_with_threads, exact_float32
+from modeling_encodec.bitstream.errors import EcdcError
+from modeling_encodec.bitstream.v0.arithmetic_coder import ArithmeticDecoder, ArithmeticEncoder, cumulative_shares
+from modeling_encodec.models.batching_encodec import as_tensor
+from modeling_encodec.models.modeling_lm_encodec import NO_CODE, EncodecLM, EncodecLMLayer
+from modeling_encodec.models.precision_encodec import call_with_threads, exact_float32
 
 
 # Frames that a segment may have without a bit for them, and for each of its bits. A sure model takes less than a bit

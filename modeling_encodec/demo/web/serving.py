@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.stop_signals import stop_signals_raise
-from modeling_encodec.web_demo.clips import Limits
+from modeling_encodec.demo.web.clips import Limits
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
+from modeling_encodec.system.stop_signals import stop_signals_raise
 
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
@@ -76,8 +76,8 @@ def _make_app(model: EncodecModel, lm: EncodecLM | None, limits: Limits):
     import fastapi
     from gradio.utils import get_upload_folder
 
-    from modeling_encodec.web_demo.guard import Guard
-    from modeling_encodec.web_demo.page import CSS, build_page, gr
+    from modeling_encodec.demo.web.guard import Guard
+    from modeling_encodec.demo.web.page import CSS, build_page, gr
 
     page = build_page(model, lm, limits)
     # Gradio looks after which files a request may name only in pages that count as launched by itself.

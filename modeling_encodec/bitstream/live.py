@@ -14,11 +14,11 @@ import torch
 from modeling_encodec.bitstream.codes_file import DecodedSegment, EcdcReader, EcdcWriter
 from modeling_encodec.bitstream.concealment import check_concealed, check_way, silence
 from modeling_encodec.bitstream.container import Damage, Header
-from modeling_encodec.bitstream.ecdc import EcdcError
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.streaming import StreamingDecoder, StreamingEncoder, signal_pieces
+from modeling_encodec.bitstream.errors import EcdcError
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
+from modeling_encodec.streaming.streams import StreamingDecoder, StreamingEncoder, signal_pieces
 
 
 # Seconds of a segment: what a receiver waits for, at the price of 16 bytes each.

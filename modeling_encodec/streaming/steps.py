@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 
-from modeling_encodec.atomic import atomic_path
-from modeling_encodec.chunks_encodec import overlap_triangle
-from modeling_encodec.configuration_encodec import EncodecConfig
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.weight_cache_encodec import last_compared, marks, values_read
+from modeling_encodec.models.chunks_encodec import overlap_triangle
+from modeling_encodec.models.configuration_encodec import EncodecConfig
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.weight_cache_encodec import last_compared, marks, values_read
+from modeling_encodec.system.atomic import atomic_path
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from modeling_encodec.atomic import atomic_path
 from modeling_encodec.bitstream.compression import compress, decompress
 from modeling_encodec.evaluation.metrics import si_snr
-from modeling_encodec.modeling_encodec import EncodecModel
-from modeling_encodec.modeling_lm_encodec import EncodecLM
-from modeling_encodec.plots import plot_audio, save_figure
+from modeling_encodec.evaluation.plots import plot_audio, save_figure
+from modeling_encodec.models.modeling_encodec import EncodecModel
+from modeling_encodec.models.modeling_lm_encodec import EncodecLM
 from modeling_encodec.processors.audio import read_audio, write_audio
+from modeling_encodec.system.atomic import atomic_path
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class DemoRow:
 
 def demo_clips() -> list[Path]:
     """The bundled clips; their README.md says where they come from."""
-    return sorted((Path(__file__).parent / "demo_audio").glob("*.flac"), reverse=True)
+    return sorted((Path(__file__).parent / "audio").glob("*.flac"), reverse=True)
 
 
 def run_demo(model: EncodecModel, clips: Sequence[Path], folder: Path, lm: EncodecLM | None = None) -> list[DemoRow]:

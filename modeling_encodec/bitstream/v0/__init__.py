@@ -1,0 +1,1 @@
+"""Version 0 of `.ecdc`, that of the `encodec` package."""

@@ -1,0 +1,1 @@
+"""What `modeling-encodec demo` shows: a table, audio, a page."""

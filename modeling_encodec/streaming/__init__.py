@@ -1,0 +1,1 @@
+"""Signals coded piece by piece, as they come."""
