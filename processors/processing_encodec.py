@@ -400,7 +400,8 @@ def _load_codec(folder, named: str | None, options: dict):
     source, settings = (folder, hub | placing) if is_beside else (named, placing)
     package, _, _ = __name__.rpartition(".processors.")
     if package:  # by name: this file also travels to the Hub, where there is no such module
-        return importlib.import_module(f"{package}.modeling_encodec").EncodecModel.from_pretrained(source, **settings)
+        module = importlib.import_module(f"{package}.models.modeling_encodec")
+        return module.EncodecModel.from_pretrained(source, **settings)
     return AutoModel.from_pretrained(source, trust_remote_code=True, **settings)
 
 
