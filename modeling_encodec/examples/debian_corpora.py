@@ -232,10 +232,8 @@ def write_manifests(dest: Path) -> dict[str, float]:
     """Write the manifests, packages.json and skipped.jsonl from the records; returns the hours of each manifest."""
     records = read_records(dest)
     lines = [line for record in records for line in _lines(record)]
-    sides = {True: [], False: []}
-    for line in lines:
-        sides[held_out(line["package"], line["path_in_package"])].append(line)
-    kept_back, training = sides[True], sides[False]
+    training = [line for line in lines if not held_out(line["package"], line["path_in_package"])]
+    kept_back = [line for line in lines if held_out(line["package"], line["path_in_package"])]
     manifests = {"train": training, "held_out": _interleave(kept_back)}
     for kind in DOMAINS:
         manifests[kind] = [line for line in training if line["kind"] == kind]

@@ -5,10 +5,9 @@
 
 The bundled codec is trained on noise, without and with one discriminator of 8 filters that learns in every update.
 Sides: the other checkout and this one, each with one process on all cores; this one with a process a core, as by
-`torchrun`
-and, with the discriminator, as the shipped recipe has it: gradient norms measured in every fifth update,
-half a second of each example judged. All sides begin with the same weights and batches. In the first update the losses
-are taken before anything is learned, so they must agree among the sides that judge the same audio.
+`torchrun`; and, with the discriminator, by a CPU's means: gradient norms measured in every fifth update, half a second
+of each example judged. All sides begin with the same weights and batches. In the first update the losses are taken
+before anything is learned, so they must agree among the sides that judge the same audio.
 """
 
 import argparse
